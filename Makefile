@@ -1,0 +1,52 @@
+# The targets for people and for CI; each installs what it needs. PYTHON=/path/to/python3 chooses the interpreter.
+PYTHON ?= python3
+export PYTHON
+export LC_ALL := C.UTF-8
+export PYTHONUNBUFFERED := 1
+ifeq ($(strip $(HOME)),)
+unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; without one the password file is asked
+endif
+
+.NOTPARALLEL:
+.PHONY: help demo demo-down test test-fast lint faults docs clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
+
+demo: ## a switchover under load on real servers; again to go back
+	@tools/bootstrap.sh demo
+	@.venv/bin/python -m tests.lab.demo
+
+demo-down: ## stop and remove what the demo started
+	@if [ -x .venv/bin/python ]; then .venv/bin/python -m tests.lab.demo --down; fi
+
+test: ## everything CI runs but the demo: gates, unit, integration, a share of the faults
+	@tools/bootstrap.sh test
+	@.venv/bin/python tools/stages.py \
+		lint '$(MAKE) --no-print-directory lint' \
+		unit '.venv/bin/python -m pytest -q tests/unit' \
+		integration '.venv/bin/python -m pytest -q tests/integration' \
+		faults '.venv/bin/python -m pytest -q tests/faults -m "not long"'
+
+test-fast: ## unit tests and the gates that take seconds
+	@tools/bootstrap.sh test
+	@tools/bootstrap.sh lint
+	@.venv/bin/python tools/stages.py \
+		lint '.venv-lint/bin/python tools/gates.py --fast' \
+		unit '.venv/bin/python -m pytest -q tests/unit'
+
+lint: ## every static gate
+	@tools/bootstrap.sh lint
+	@tools/bootstrap.sh importer
+	@.venv-lint/bin/python tools/gates.py
+
+faults: ## the whole fault matrix
+	@tools/bootstrap.sh test
+	@.venv/bin/python -m pytest -q tests/faults
+
+docs: ## the modules' pages as HTML, in .lab/docs
+	@tools/bootstrap.sh docs
+	@tools/docs.sh
+
+clean: demo-down ## remove what all of this made
+	@rm -rf .venv* .lab .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

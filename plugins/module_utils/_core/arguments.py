@@ -1,0 +1,47 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Argument specs that modules share. Pure data: the words are those of community.postgresql."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SSL_MODES = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+
+
+def endpoint_options(*, port: int = 5432, dbname: str = "postgres") -> dict[str, Any]:
+    """How to log in to one named server or pooler console (sub-options of ``nodes`` and ``poolers``)."""
+    return {
+        "name": {"type": "str", "required": True},
+        "login_host": {"type": "str", "default": ""},
+        "login_port": {"type": "int", "default": port},
+        "login_user": {"type": "str", "default": ""},
+        "login_password": {"type": "str", "no_log": True},
+        "login_db": {"type": "str", "default": dbname},
+        "passfile": {"type": "path"},
+        "ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
+        "ca_cert": {"type": "path"},
+        "ssl_cert": {"type": "path"},
+        "ssl_key": {"type": "path", "no_log": False},
+        "connect_params": {"type": "dict", "default": {}},
+    }
+
+
+def node_options() -> dict[str, Any]:
+    """A cluster member: how to log in, and where other servers and poolers reach it."""
+    return {
+        **endpoint_options(),
+        "address": {"type": "str"},
+        "port": {"type": "int"},
+    }
+
+
+def service_options() -> dict[str, Any]:
+    """The service that owns a server, so that the unit's state stays true when we stop and start it."""
+    return {
+        "manager": {"type": "str", "required": True, "choices": ["systemd", "pg_ctlcluster", "command"]},
+        "name": {"type": "str"},
+        "start": {"type": "list", "elements": "str"},
+        "stop": {"type": "list", "elements": "str"},
+    }

@@ -1,0 +1,383 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a running PostgreSQL server says of itself: SQL text in, dataclasses out. Works on 13 to 18."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .client import Session
+from .lsn import parse_lsn
+
+SETTINGS = (
+    "archive_command",
+    "archive_library",
+    "archive_mode",
+    "cluster_name",
+    "data_directory",
+    "full_page_writes",
+    "hot_standby",
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_replication_slots",
+    "max_wal_senders",
+    "max_worker_processes",
+    "primary_slot_name",
+    "recovery_min_apply_delay",
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "server_version",
+    "shared_preload_libraries",
+    "sync_replication_slots",
+    "synchronous_standby_names",
+    "synchronized_standby_slots",
+    "wal_level",
+    "wal_log_hints",
+    "wal_retrieve_retry_interval",
+    "data_checksums",
+    "wal_segment_size",
+)
+
+
+@dataclass(frozen=True)
+class WalSender:
+    pid: int
+    application_name: str
+    client_addr: str
+    state: str
+    flush_lsn: int | None
+    replay_lsn: int | None
+    sync_state: str
+    slot_name: str
+    logical: bool
+
+
+@dataclass(frozen=True)
+class WalReceiver:
+    status: str
+    sender_host: str
+    sender_port: int
+    slot_name: str
+    timeline: int
+    application_name: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    name: str
+    logical: bool
+    active: bool
+    temporary: bool
+    restart_lsn: int | None
+    failover: bool
+    synced: bool
+    invalid: str
+    wal_status: str
+
+
+@dataclass(frozen=True)
+class Activity:
+    pid: int
+    user: str
+    application_name: str
+    kind: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """One member as it answered. ``error`` set: it did not answer, and nothing else is known (never read as good)."""
+
+    name: str
+    error: str = ""
+    version_num: int = 0
+    system_identifier: str = ""
+    in_recovery: bool = False
+    read_only: bool = False
+    timeline: int = 0
+    started: str = ""
+    current_lsn: int | None = None
+    receive_lsn: int | None = None
+    replay_lsn: int | None = None
+    replay_paused: bool = False
+    settings: dict[str, str] = field(default_factory=dict)
+    senders: tuple[WalSender, ...] = ()
+    receiver: WalReceiver | None = None
+    slots: tuple[Slot, ...] = ()
+    prepared: tuple[str, ...] = ()
+    transactions: tuple[Activity, ...] = ()
+    maintenance: tuple[str, ...] = ()
+    base_backups: int = 0
+    archive_ready: int | None = None
+    archive_failing: str = ""
+    managers: tuple[str, ...] = ()
+    missing_privileges: tuple[str, ...] = ()
+    operations: tuple[dict[str, Any], ...] = ()
+    cron_jobs: int = 0
+
+    @property
+    def answered(self) -> bool:
+        return not self.error
+
+    @property
+    def writable(self) -> bool:
+        return self.answered and not self.in_recovery
+
+    @property
+    def major(self) -> int:
+        return self.version_num // 10000
+
+    def number(self, setting: str) -> int:
+        return int(self.settings.get(setting) or 0)
+
+
+def _lsn(text: str | None) -> int | None:
+    return parse_lsn(text) if text else None
+
+
+def read_node(session: Session) -> NodeFacts:
+    """All facts of one server, from reads alone. Raises DbopsError when the server refuses or breaks."""
+    head = session.rows(
+        """SELECT current_setting('server_version_num')::int AS version_num, pg_is_in_recovery() AS in_recovery,
+                  current_setting('transaction_read_only')::bool AS read_only, pg_postmaster_start_time()::text AS started,
+                  (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
+                  (SELECT timeline_id FROM pg_control_checkpoint()) AS checkpoint_timeline,
+                  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
+                  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
+                  CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS replay_paused,
+                  CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn()::text END AS current_lsn,
+                  CASE WHEN NOT pg_is_in_recovery()
+                       THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS write_timeline"""
+    )[0]
+    version_num = head["version_num"]
+    receiver = read_receiver(session)
+    timeline = head["write_timeline"] or (receiver.timeline if receiver else 0) or head["checkpoint_timeline"]
+    return NodeFacts(
+        name=session.endpoint.name,
+        version_num=version_num,
+        system_identifier=head["system_identifier"],
+        in_recovery=head["in_recovery"],
+        read_only=head["read_only"],
+        timeline=timeline,
+        started=head["started"],
+        current_lsn=_lsn(head["current_lsn"]),
+        receive_lsn=_lsn(head["receive_lsn"]),
+        replay_lsn=_lsn(head["replay_lsn"]),
+        replay_paused=head["replay_paused"],
+        settings=_settings(session),
+        senders=_senders(session),
+        receiver=receiver,
+        slots=read_slots(session, version_num),
+        prepared=tuple(row["gid"] for row in session.rows("SELECT gid FROM pg_prepared_xacts ORDER BY prepared")),
+        transactions=_transactions(session),
+        maintenance=_maintenance(session),
+        base_backups=_base_backups(session, version_num, head["in_recovery"]),
+        archive_ready=_archive_ready(session),
+        archive_failing=_archive_failing(session),
+        managers=_managers(session),
+        missing_privileges=_missing_privileges(session, version_num),
+        operations=read_operations(session),
+        cron_jobs=_cron_jobs(session),
+    )
+
+
+def _settings(session: Session) -> dict[str, str]:
+    rows = session.rows("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [list(SETTINGS)])
+    return {row["name"]: row["setting"] or "" for row in rows}
+
+
+def _senders(session: Session) -> tuple[WalSender, ...]:
+    rows = session.rows(
+        """SELECT r.pid, r.application_name, coalesce(r.client_addr::text, '') AS client_addr, coalesce(r.state, '') AS state,
+                  r.flush_lsn::text, r.replay_lsn::text, coalesce(r.sync_state, '') AS sync_state,
+                  coalesce(s.slot_name, '') AS slot_name, coalesce(s.slot_type = 'logical', a.datname IS NOT NULL) AS logical
+             FROM pg_stat_replication r
+             LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+             LEFT JOIN pg_stat_activity a ON a.pid = r.pid
+            ORDER BY r.pid"""
+    )
+    return tuple(
+        WalSender(
+            pid=row["pid"],
+            application_name=row["application_name"],
+            client_addr=row["client_addr"],
+            state=row["state"],
+            flush_lsn=_lsn(row["flush_lsn"]),
+            replay_lsn=_lsn(row["replay_lsn"]),
+            sync_state=row["sync_state"],
+            slot_name=row["slot_name"],
+            logical=row["logical"],
+        )
+        for row in rows
+    )
+
+
+def read_receiver(session: Session) -> WalReceiver | None:
+    """The walreceiver of a standby, None where it has none. ``application_name`` is what the primary sees."""
+    rows = session.rows(
+        """SELECT status, coalesce(sender_host, '') AS sender_host, coalesce(sender_port, 0) AS sender_port,
+                  coalesce(slot_name, '') AS slot_name, coalesce(received_tli, 0) AS timeline,
+                  coalesce(substring(conninfo from 'application_name=([^ ]+)'), '') AS application_name
+             FROM pg_stat_wal_receiver WHERE status IS NOT NULL"""
+    )
+    return WalReceiver(**rows[0]) if rows else None
+
+
+def read_slots(session: Session, version_num: int) -> tuple[Slot, ...]:
+    failover = "failover, synced" if version_num >= 170000 else "false AS failover, false AS synced"
+    invalid = "coalesce(invalidation_reason, '')" if version_num >= 170000 else "''"
+    rows = session.rows(
+        f"""SELECT slot_name, slot_type = 'logical' AS logical, active, temporary, restart_lsn::text,
+                   {failover}, {invalid} AS invalid, coalesce(wal_status, '') AS wal_status
+              FROM pg_replication_slots ORDER BY slot_name"""
+    )
+    return tuple(
+        Slot(
+            name=row["slot_name"],
+            logical=row["logical"],
+            active=row["active"],
+            temporary=row["temporary"],
+            restart_lsn=_lsn(row["restart_lsn"]),
+            failover=row["failover"],
+            synced=row["synced"],
+            invalid=row["invalid"],
+            wal_status=row["wal_status"],
+        )
+        for row in rows
+    )
+
+
+def _transactions(session: Session) -> tuple[Activity, ...]:
+    rows = session.rows(
+        """SELECT pid, coalesce(usename, '') AS user, application_name,
+                  CASE WHEN state LIKE 'idle in transaction%%' THEN 'idle in transaction' ELSE 'running' END AS kind,
+                  extract(epoch FROM clock_timestamp() -
+                      CASE WHEN state LIKE 'idle in transaction%%' THEN state_change ELSE xact_start END)::float AS seconds
+             FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+            ORDER BY seconds DESC""".replace("%%", "%")
+    )
+    return tuple(Activity(**row) for row in rows)
+
+
+def _maintenance(session: Session) -> tuple[str, ...]:
+    rows = session.rows(
+        """SELECT 'CREATE INDEX, pid ' || pid AS what FROM pg_stat_progress_create_index
+           UNION ALL SELECT command || ', pid ' || pid FROM pg_stat_progress_cluster"""
+    )
+    return tuple(row["what"] for row in rows)
+
+
+def _base_backups(session: Session, version_num: int, in_recovery: bool) -> int:
+    running = int(session.value("SELECT count(*) FROM pg_stat_progress_basebackup"))
+    if version_num < 150000 and not in_recovery and session.value("SELECT pg_is_in_backup()"):
+        running = max(running, 1)
+    return running
+
+
+def _archive_ready(session: Session) -> int | None:
+    """WAL files that wait for the archiver; None where archiving is off or this role may not look."""
+    if session.value("SHOW archive_mode") == "off":
+        return 0
+    allowed = session.value("SELECT has_function_privilege('pg_ls_archive_statusdir()', 'EXECUTE')")
+    if not allowed:
+        return None
+    return int(session.value("SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"))
+
+
+def _archive_failing(session: Session) -> str:
+    rows = session.rows(
+        """SELECT coalesce(last_failed_wal, '') AS wal FROM pg_stat_archiver
+            WHERE last_failed_time IS NOT NULL AND (last_archived_time IS NULL OR last_failed_time > last_archived_time)"""
+    )
+    return str(rows[0]["wal"]) if rows else ""
+
+
+def _managers(session: Session) -> tuple[str, ...]:
+    """Who else believes to be in charge of this server (Patroni, repmgr, pg_auto_failover, EFM)."""
+    rows = session.rows(
+        """SELECT DISTINCT CASE WHEN application_name ILIKE 'patroni%' THEN 'Patroni'
+                                WHEN application_name ILIKE 'repmgr%' THEN 'repmgr'
+                                WHEN application_name ILIKE 'efm%' THEN 'EFM' END AS manager
+             FROM pg_stat_activity
+            WHERE application_name ILIKE 'patroni%' OR application_name ILIKE 'repmgrd%' OR application_name ILIKE 'efm%'
+           UNION SELECT 'pg_auto_failover' FROM pg_settings
+            WHERE name = 'shared_preload_libraries' AND setting LIKE '%pgautofailover%'
+           UNION SELECT 'repmgr' FROM pg_settings WHERE name = 'shared_preload_libraries' AND setting LIKE '%repmgr%'
+           UNION SELECT 'CloudNativePG' FROM pg_settings WHERE name LIKE 'cnpg.%'
+           UNION SELECT 'Amazon RDS' FROM pg_settings WHERE name LIKE 'rds.%'
+           UNION SELECT 'Cloud SQL' FROM pg_settings WHERE name LIKE 'cloudsql.%'
+           UNION SELECT 'Azure' FROM pg_settings WHERE name LIKE 'azure.%'
+           ORDER BY 1"""
+    )
+    return tuple(row["manager"] for row in rows)
+
+
+ALTERED_PARAMETERS = (
+    "primary_conninfo",
+    "primary_slot_name",
+    "synchronous_standby_names",
+    "wal_retrieve_retry_interval",
+)
+
+
+def _missing_privileges(session: Session, version_num: int) -> tuple[str, ...]:
+    """What the logged-in role lacks for a switchover. 13 and 14 know no grant for ALTER SYSTEM: superuser."""
+    if session.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        return ()
+    missing = []
+    if not session.value("SELECT rolreplication FROM pg_roles WHERE rolname = current_user"):
+        missing.append("ALTER ROLE … REPLICATION")
+    if not session.value("SELECT pg_has_role('pg_monitor', 'USAGE')"):
+        missing.append("GRANT pg_monitor")
+    for function in ("pg_promote(boolean,integer)", "pg_reload_conf()"):
+        if not session.value("SELECT has_function_privilege(%s, 'EXECUTE')", [function]):
+            missing.append(f"GRANT EXECUTE ON FUNCTION {function}")
+    if not session.value("SELECT has_database_privilege(current_database(), 'CREATE')"):
+        if not session.value("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'dbops')"):
+            missing.append("GRANT CREATE ON DATABASE")
+    if version_num < 150000:
+        return (*missing, "SUPERUSER (before PostgreSQL 15 nobody else may ALTER SYSTEM)")
+    if not session.value("SELECT pg_has_role('pg_checkpoint', 'USAGE')"):
+        missing.append("GRANT pg_checkpoint")
+    for name in ALTERED_PARAMETERS:
+        if not session.value("SELECT has_parameter_privilege(%s, 'ALTER SYSTEM')", [name]):
+            missing.append(f"GRANT ALTER SYSTEM ON PARAMETER {name}")
+    return tuple(missing)
+
+
+OPERATION_TABLE = (
+    "CREATE SCHEMA IF NOT EXISTS dbops",
+    """CREATE TABLE IF NOT EXISTS dbops.operation (
+           id text PRIMARY KEY, kind text NOT NULL, cluster text NOT NULL, state text NOT NULL,
+           system_identifier text NOT NULL, timeline int NOT NULL, lsn pg_lsn NOT NULL,
+           detail jsonb NOT NULL DEFAULT '{}', opened_at timestamptz NOT NULL DEFAULT now(), closed_at timestamptz)""",
+)
+
+
+def read_operations(session: Session) -> tuple[dict[str, Any], ...]:
+    """Rows of ``dbops.operation`` that are still open. A restore resurrects them: callers compare the system
+    identifier, and believe a row only where its marker slot exists too."""
+    if not session.value("SELECT to_regclass('dbops.operation') IS NOT NULL"):
+        return ()
+    if not session.value("SELECT has_table_privilege('dbops.operation', 'SELECT')"):
+        return ()
+    rows = session.rows(
+        """SELECT id, kind, cluster, state, system_identifier, timeline, lsn::text AS lsn, detail
+             FROM dbops.operation WHERE state = 'open' ORDER BY opened_at"""
+    )
+    return tuple(rows)
+
+
+def _cron_jobs(session: Session) -> int:
+    """Jobs of pg_cron in this database (they run on whichever server is primary and has the worker)."""
+    if not session.value("SELECT to_regclass('cron.job') IS NOT NULL"):
+        return 0
+    return int(session.value("SELECT count(*) FROM cron.job"))

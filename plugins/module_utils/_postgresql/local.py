@@ -1,0 +1,301 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A server seen and handled from its own host: data directory, signal file, settings of a stopped server, service.
+
+Works as root and as the owner of the data directory; as root, files are touched and programs run as the owner.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+from .._core.clock import Clock, Deadline
+from .._core.errors import DbopsError
+
+STANDBY_SIGNAL = "standby.signal"
+AUTO_CONF = "postgresql.auto.conf"
+_SETTING = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.]*)\s*=?\s*(.*)\Z")
+
+
+@dataclass(frozen=True)
+class Service:
+    """The commands of the service that owns the server. As root a ``command`` is run as root too: it knows its user."""
+
+    start: tuple[str, ...]
+    stop: tuple[str, ...]
+    needs_root: bool = False
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Service:
+        """From the module's ``service`` option. Raises DbopsError where it is incomplete."""
+        manager, name = options["manager"], options.get("name") or ""
+        if manager == "command":
+            if options.get("start") and options.get("stop"):
+                return cls(tuple(options["start"]), tuple(options["stop"]))
+            wanted = "start and stop, each a list of words"
+        elif manager == "systemd" and name:
+            return cls(("systemctl", "start", name), ("systemctl", "stop", name), needs_root=True)
+        elif manager == "pg_ctlcluster" and "/" in name:
+            version, cluster = name.split("/", 1)
+            return cls(
+                ("pg_ctlcluster", version, cluster, "start"), ("pg_ctlcluster", "-m", "fast", version, cluster, "stop")
+            )
+        else:
+            wanted = "name: a unit for systemd, version/cluster for pg_ctlcluster"
+        raise DbopsError(
+            found=f"service manager {manager}, name {name or 'not given'}",
+            expected=wanted,
+            remedy="complete service in this member's entry of dbops_clusters",
+        )
+
+    def problem(self) -> str:
+        """Why it cannot be used by this user; empty where it can."""
+        for argv in (self.start, self.stop):
+            if shutil.which(argv[0]) is None:
+                return f"{argv[0]} is not on this host"
+        if self.needs_root and os.geteuid() != 0:
+            return "systemctl needs root"
+        return ""
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """The data directory on this host. ``bin_dir`` empty: that of the running postmaster."""
+
+    data_dir: Path
+    service: Service
+    clock: Clock
+    bin_dir: str = ""
+    config_dir: str = ""
+    _started: list[Any] = field(default_factory=list, compare=False, repr=False)
+
+    # -- reading
+
+    def problem(self) -> str:
+        """Why this user may not act on the data directory; empty where it may."""
+        try:
+            owner = self.data_dir.stat().st_uid
+        except OSError as error:
+            return f"data_dir {self.data_dir}: {error.strerror}"
+        if os.geteuid() not in (0, owner):
+            return f"this user (uid {os.geteuid()}) is neither root nor the owner of {self.data_dir} (uid {owner})"
+        if not (self.data_dir / "PG_VERSION").exists():
+            return f"{self.data_dir} is no PostgreSQL data directory"
+        return ""
+
+    def pid(self) -> int | None:
+        """The postmaster's process, None where no server runs in this directory."""
+        try:
+            with self.as_owner():
+                pid = int((self.data_dir / "postmaster.pid").read_text(encoding="utf-8").split("\n", 1)[0])
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return None
+        try:
+            working = os.readlink(f"/proc/{pid}/cwd")
+        except OSError:
+            return None
+        return pid if working == os.path.realpath(self.data_dir) else None
+
+    def programs(self) -> str:
+        """Directory of the server's programs; empty where unknown."""
+        if self.bin_dir:
+            return self.bin_dir
+        pid = self.pid()
+        return os.path.dirname(os.readlink(f"/proc/{pid}/exe")) if pid else ""
+
+    def disk_version(self) -> str:
+        """Version of the program that the next start would run, as ``server_version`` prints it; empty: unknown."""
+        program = os.path.join(self.programs(), "postgres")
+        if not os.path.exists(program):
+            return ""
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)
+        words = done.stdout.split()
+        return words[2] if done.returncode == 0 and len(words) > 2 else ""
+
+    def configured(self, name: str) -> str:
+        """A setting as a stopped server would read it (``postgres -C``)."""
+        argv = [os.path.join(self.programs(), "postgres"), "-D", self.config_dir or str(self.data_dir), "-C", name]
+        done = self.run_as_owner(argv, timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def free_bytes(self) -> int:
+        usage = os.statvfs(self.data_dir / "pg_wal")
+        return usage.f_bavail * usage.f_frsize
+
+    def signal_planted(self) -> bool:
+        return (self.data_dir / STANDBY_SIGNAL).exists()
+
+    def passfile_problem(self, passfile: str) -> str:
+        """libpq ignores a passfile that others may read, and the server's user must be able to open it."""
+        try:
+            status = os.stat(passfile)
+        except OSError as error:
+            return f"replication_passfile {passfile}: {error.strerror}"
+        owner = self.data_dir.stat().st_uid
+        if status.st_uid != owner:
+            return f"replication_passfile {passfile} belongs to uid {status.st_uid}, the server runs as uid {owner}"
+        if status.st_mode & 0o077:
+            return f"replication_passfile {passfile} may be read by others; libpq ignores it (chmod 600)"
+        return ""
+
+    # -- acting
+
+    def plant_signal(self) -> None:
+        """From now on whoever starts this server starts a standby; it is read at start only."""
+        with self.as_owner():
+            path = self.data_dir / STANDBY_SIGNAL
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+            _sync_directory(self.data_dir)
+
+    def remove_signal(self) -> None:
+        with self.as_owner():
+            (self.data_dir / STANDBY_SIGNAL).unlink(missing_ok=True)
+            _sync_directory(self.data_dir)
+
+    def write_settings(self, values: dict[str, str]) -> None:
+        """What ALTER SYSTEM would do, for a server that is stopped."""
+        with self.as_owner():
+            path = self.data_dir / AUTO_CONF
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            temporary = path.with_suffix(".dbops")
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                os.write(file, with_settings(text, values).encode())
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.replace(temporary, path)
+            _sync_directory(self.data_dir)
+
+    def begin_stop(self) -> subprocess.Popen[bytes]:
+        """Start the service's stop command and return at once: pg_control says when the server is down, the command
+        returns when its last process is gone (it waits for the archiver)."""
+        # start_new_session: a cancelled run must not take the command with it. The process is waited for in end_stop.
+        process = subprocess.Popen(
+            list(self.service.stop), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        self._started.append(process)
+        return process
+
+    def end_stop(self, deadline: Deadline, *, immediate: bool = False) -> bool:
+        """Wait until no process of the server is left; ``immediate`` sends SIGQUIT first (safe: all that was
+        acknowledged is in the WAL). False where it still runs at the deadline."""
+        if immediate:
+            pid = self.pid()
+            if pid:
+                os.kill(pid, signal.SIGQUIT)
+        while self.pid() is not None or any(process.poll() is None for process in self._started):
+            if deadline.passed():
+                return False
+            self.clock.sleep(0.01)
+        return True
+
+    def start(self, deadline: Deadline) -> None:
+        """Run the service's start command to its end. Raises DbopsError with what the command said."""
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(
+                list(self.service.start), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+            try:
+                code: int | None = process.wait(timeout=max(1.0, deadline.left()))
+            except subprocess.TimeoutExpired:
+                code = None
+            output.seek(0)
+            said = " ".join(output.read()[-400:].decode(errors="replace").split())
+        if code != 0:
+            raise DbopsError(
+                found=f"{' '.join(self.service.start)} " + ("did not end in time" if code is None else f"failed ({code})")
+                + (f": {said}" if said else ""),
+                expected="the server starts",
+                remedy=f"read the log of the server in {self.data_dir}, mend what it says, and run again",
+            )  # fmt: skip
+
+    # -- as the owner
+
+    @contextmanager
+    def as_owner(self) -> Iterator[None]:
+        """Root takes the owner's identity for what touches the data directory."""
+        owner = self.data_dir.stat()
+        if os.geteuid() != 0 or owner.st_uid == 0:
+            yield
+            return
+        groups = os.getgroups()
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
+
+    def run_as_owner(
+        self, argv: Sequence[str], *, timeout: float, shell: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        identity: dict[str, Any] = {}
+        owner = self.data_dir.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        return subprocess.run(
+            argv[0] if shell else list(argv), shell=shell, cwd=self.data_dir, capture_output=True, text=True,
+            timeout=timeout, check=False, stdin=subprocess.DEVNULL, **identity,
+        )  # fmt: skip
+
+    # -- the archive
+
+    def unarchived(self) -> list[str]:
+        """WAL files that wait for an archiver, oldest first. A standby with archive_mode=on has none that would
+        take them, so they would be missing from the archive."""
+        with self.as_owner():
+            return sorted(path.stem for path in (self.data_dir / "pg_wal" / "archive_status").glob("*.ready"))
+
+    def archive(self, name: str, command: str, *, timeout: float) -> bool:
+        """Archive one file as the archiver would (https://www.postgresql.org/docs/current/continuous-archiving.html)."""
+        values = {"%p": f"pg_wal/{name}", "%f": name, "%%": "%"}
+        line = re.sub(r"%[pf%]", lambda match: values[match.group()], command)
+        try:
+            done = self.run_as_owner([line], timeout=timeout, shell=True)
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode != 0:
+            return False
+        with self.as_owner():
+            status = self.data_dir / "pg_wal" / "archive_status"
+            os.replace(status / f"{name}.ready", status / f"{name}.done")
+        return True
+
+
+def with_settings(text: str, values: dict[str, str]) -> str:
+    """``text`` of a postgresql.auto.conf with ``values`` set, each once, at the end; everything else unchanged."""
+    lines = []
+    for line in text.splitlines():
+        match = _SETTING.match(line)
+        if not (match and match.group(1).lower() in values):
+            lines.append(line)
+    lines += [f"{name} = '{_escaped(value)}'" for name, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")
+
+
+def _sync_directory(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

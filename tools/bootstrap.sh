@@ -1,0 +1,63 @@
+#!/bin/sh
+# Make a virtual environment ready: tools/bootstrap.sh demo|test|lint|importer
+#
+# demo and test share .venv (test adds to demo); the linters live in .venv-lint, and galaxy-importer, whose
+# pins break the others, in .venv-importer. Nothing is done when the requirements, the interpreter and the place
+# of the checkout are those of the last time, so that every make target can call this first.
+set -eu
+cd "$(dirname "$0")/.."
+
+die() { echo "bootstrap: $*" >&2; exit 1; }
+
+what=${1:-}
+case $what in
+    demo) venv=.venv sets="demo" ;;
+    test) venv=.venv sets="demo test" ;;
+    lint) venv=.venv-lint sets="demo test lint" ;;
+    importer) venv=.venv-importer sets="importer" ;;
+    *) die "usage: tools/bootstrap.sh demo|test|lint|importer" ;;
+esac
+# shellcheck disable=SC2086 # one file per word
+files=$(printf ' requirements/%s.txt' $sets)
+
+python=${PYTHON:-python3}
+# sys.executable is the real interpreter behind a pyenv shim, whose version the current folder may decide.
+interpreter=$("$python" -c 'import sys; print(sys.executable, *sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))') ||
+    die "found ${interpreter:-no working $python}, expected Python 3.11 or newer. Install it, or set PYTHON=/path/to/python3."
+
+exec 9>"$venv.lock"
+flock 9
+
+# Scripts in a virtual environment hold its path, so a moved or copied checkout needs a new one.
+place="$interpreter in $PWD"
+stamp="$venv/.ready-$what"
+# shellcheck disable=SC2086 # a list of file names without blanks
+wanted="$place $(cat $files | cksum)"
+[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || exit 0
+
+if [ "$(cat "$venv/.place" 2>/dev/null)" != "$place" ]; then
+    echo "bootstrap: making $venv with $interpreter"
+    # Debian's python3 comes without ensurepip; it is in the package python3-venv.
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+            die "$python has no ensurepip, which makes virtual environments. As root: apt-get install python3-venv"
+        fi
+        echo "bootstrap: installing python3-venv"
+        log=$(mktemp)
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends python3-venv; } \
+            >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; rm "$log"; die "apt-get could not install python3-venv"; }
+        rm "$log"
+    fi
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+    echo "$place" >"$venv/.place"
+fi
+
+echo "bootstrap: installing$files into $venv"
+# shellcheck disable=SC2046,SC2086 # one -r per set
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input $(printf -- ' -r requirements/%s.txt' $sets)
+
+# The checkout under the name that Ansible and Python import it by.
+mkdir -p "$venv/collections/ansible_collections/stateful"
+ln -sfn ../../../.. "$venv/collections/ansible_collections/stateful/dbops"
+echo "$wanted" >"$stamp"
