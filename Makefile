@@ -44,9 +44,9 @@ faults: ## the whole fault matrix
 	@tools/bootstrap.sh test
 	@.venv/bin/python -m pytest -q tests/faults
 
-docs: ## the modules' pages as HTML, in .lab/docs
+docs: ## the modules' pages as HTML, in .lab/docs/html
 	@tools/bootstrap.sh docs
-	@tools/docs.sh
+	@tools/docs.sh .lab/docs
 
 clean: demo-down ## remove what all of this made
 	@rm -rf .venv* .lab .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

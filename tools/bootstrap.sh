@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make a virtual environment ready: tools/bootstrap.sh demo|test|lint|importer
+# Make a virtual environment ready: tools/bootstrap.sh demo|test|lint|importer|docs
 #
-# demo and test share .venv (test adds to demo); the linters live in .venv-lint, and galaxy-importer, whose
-# pins break the others, in .venv-importer. Nothing is done when the requirements, the interpreter and the place
+# demo and test share .venv (test adds to demo). The linters live in .venv-lint, Sphinx in .venv-docs, and
+# galaxy-importer, whose pins break the others, in .venv-importer. Nothing is done when the requirements, the interpreter and the place
 # of the checkout are those of the last time, so that every make target can call this first.
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,14 +15,15 @@ case $what in
     test) venv=.venv sets="demo test" ;;
     lint) venv=.venv-lint sets="demo test lint" ;;
     importer) venv=.venv-importer sets="importer" ;;
-    *) die "usage: tools/bootstrap.sh demo|test|lint|importer" ;;
+    docs) venv=.venv-docs sets="docs" ;;
+    *) die "usage: tools/bootstrap.sh demo|test|lint|importer|docs" ;;
 esac
 # shellcheck disable=SC2086 # one file per word
 files=$(printf ' requirements/%s.txt' $sets)
 
 python=${PYTHON:-python3}
 # sys.executable is the real interpreter behind a pyenv shim, whose version the current folder may decide.
-interpreter=$("$python" -c 'import sys; print(sys.executable, *sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))') ||
+interpreter=$("$python" -c 'import sys; print(sys.executable, sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))') ||
     die "found ${interpreter:-no working $python}, expected Python 3.11 or newer. Install it, or set PYTHON=/path/to/python3."
 
 exec 9>"$venv.lock"
@@ -36,7 +37,6 @@ wanted="$place $(cat $files | cksum)"
 [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || exit 0
 
 if [ "$(cat "$venv/.place" 2>/dev/null)" != "$place" ]; then
-    echo "bootstrap: making $venv with $interpreter"
     # Debian's python3 comes without ensurepip; it is in the package python3-venv.
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -48,6 +48,7 @@ if [ "$(cat "$venv/.place" 2>/dev/null)" != "$place" ]; then
             >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; rm "$log"; die "apt-get could not install python3-venv"; }
         rm "$log"
     fi
+    echo "bootstrap: making $venv with $interpreter"
     rm -rf "$venv"
     "$python" -m venv "$venv"
     echo "$place" >"$venv/.place"

@@ -75,7 +75,7 @@ GATES = [
     ),
     Gate("changelog", [BIN / "antsibull-changelog", "lint"], cwd=TREE),
     Gate("mypy", [BIN / "mypy", "-p", "ansible_collections.stateful.dbops.plugins", "-p", "tests"], fast=True),
-    Gate("imports", [BIN / "lint-imports"], env={"PYTHONPATH": ".venv/collections"}, fast=True),
+    Gate("imports", [BIN / "lint-imports"], env={"PYTHONPATH": ".venv-lint/collections"}, fast=True),
     Gate("yamllint", [BIN / "yamllint", "-s", "."], fast=True),
     Gate("ruff-check", [BIN / "ruff", "check", "--output-format=concise", "."], fast=True),
     Gate("ruff-format", [BIN / "ruff", "format", "--check", "."], fast=True),
@@ -150,7 +150,7 @@ def run(gate: Gate) -> tuple[str, float, str | None]:
             code = 124
             log.write(f"not finished after {GATE_TIMEOUT} s\n")
         log.seek(0)
-        output = log.read()
+        output = log.read().replace(".venv-lint/collections/ansible_collections/stateful/dbops/", "")
         if gate.shows not in output:
             code, output = 1, f"{output}\nexpected to see: {gate.shows}"
         return gate.name, time.monotonic() - started, output or f"exit {code}" if code else None

@@ -43,63 +43,6 @@ options:
         primary's host was lost in the middle of a switchover.
     type: str
     required: true
-  nodes:
-    description:
-      - All members of the cluster.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: [Name of the member.]
-        type: str
-        required: true
-      login_host:
-        description: [Host to log in to.]
-        type: str
-        default: ""
-      login_port:
-        description: [Port to log in to.]
-        type: int
-        default: 5432
-      login_user:
-        description: [User to log in as.]
-        type: str
-        default: ""
-      login_password:
-        description: [Password. With O(nodes[].passfile) it is not needed.]
-        type: str
-      login_db:
-        description: [Database to log in to. The schema C(dbops) with the record of operations is kept there.]
-        type: str
-        default: postgres
-      passfile:
-        description: [A libpq password file on the managed host. Without it libpq uses E(PGPASSFILE) or C(~/.pgpass).]
-        type: path
-      ssl_mode:
-        description: [As in libpq.]
-        type: str
-        choices: [disable, allow, prefer, require, verify-ca, verify-full]
-        default: prefer
-      ca_cert:
-        description: [Certificate authority to verify the server with.]
-        type: path
-      ssl_cert:
-        description: [Client certificate.]
-        type: path
-      ssl_key:
-        description: [Client key.]
-        type: path
-      connect_params:
-        description: [More libpq keywords.]
-        type: dict
-        default: {}
-      address:
-        description: [Where other members and poolers reach it. Default is O(nodes[].login_host).]
-        type: str
-      port:
-        description: [Port to it. Default is O(nodes[].login_port).]
-        type: int
   local:
     description:
       - The server of O(node) on this host.
@@ -226,6 +169,15 @@ options:
     type: str
     choices: [disable, allow, prefer, require, verify-ca, verify-full]
     default: prefer
+  only_recover:
+    description:
+      - Finish or undo an unfinished switchover, and begin no new one.
+    type: bool
+    default: false
+  rolls_back:
+    description:
+      - Id of the switchover that this one takes back. It is recorded, so that taking it back twice changes nothing.
+    type: str
   synchronous_standby_names:
     description:
       - The list of the new primary. By default the old list with the candidate's name replaced by the old primary's.
@@ -297,6 +249,7 @@ requirements:
   - PostgreSQL 13 or newer, PgBouncer 1.18 or newer
 extends_documentation_fragment:
   - stateful.dbops.attributes
+  - stateful.dbops.cluster
 attributes:
   check_mode:
     support: full
@@ -398,16 +351,16 @@ new_primary:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import (
+from ..module_utils._core.arguments import (
     SSL_MODES,
     endpoint_options,
     node_options,
     service_options,
 )
-from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock
-from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
-from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.client import missing_driver
-from ansible_collections.stateful.dbops.plugins.module_utils._runners.switchover import Switchover
+from ..module_utils._core.clock import Clock
+from ..module_utils._core.errors import DbopsError
+from ..module_utils._postgresql.client import missing_driver
+from ..module_utils._runners.switchover import Switchover
 
 
 def argument_spec() -> dict:
@@ -450,6 +403,8 @@ def argument_spec() -> dict:
         "replication_user": {"type": "str", "required": True},
         "replication_passfile": {"type": "path", "no_log": False},
         "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
+        "only_recover": {"type": "bool", "default": False},
+        "rolls_back": {"type": "str"},
         "synchronous_standby_names": {"type": "str"},
         "accept_async_window": {"type": "bool", "default": False},
         "accept_lost_slots": {"type": "list", "elements": "str", "default": []},

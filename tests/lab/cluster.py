@@ -27,13 +27,14 @@ HBA = f"host all all {HOST}/32 scram-sha-256\nhost replication all {HOST}/32 scr
 
 @dataclass
 class Cluster:
-    """``directory`` belongs to the caller: cluster.json, secrets.json and the passfiles. The servers live in ``home``."""
+    """``directory`` is the caller's: cluster.json, secrets.json and the passfiles. The servers live in ``home``."""
 
     name: str
     version: str
     directory: Path
     home: Path
     owner: str
+    tls: bool = False
     nodes: list[Node] = field(default_factory=list)
     poolers: list[Pooler] = field(default_factory=list)
 
@@ -47,18 +48,21 @@ class Cluster:
         settings: dict[str, str] | None = None,
         synchronous: str = "",
         name: str = "accounts",
+        tls: bool = False,
     ) -> Cluster:
         """Make the first member primary and the others its streaming standbys; return when all stream.
 
         ``pooler``: True must have one, "auto" takes one where it is found without a download. ``settings`` go into
-        every member's postgresql.conf, ``synchronous`` is the first primary's synchronous_standby_names.
+        every member's postgresql.conf, ``synchronous`` is the first primary's synchronous_standby_names. With ``tls``
+        the servers refuse plain TCP, and the operator verifies their certificate ("18" is built without TLS, "18-npm"
+        with it).
         Raises LabError or MissingProgram; nothing is left behind then.
         """
         directory = directory.resolve()
         if (directory / "cluster.json").exists():
             raise LabError(f"there is a lab in {directory} already; destroy it first")
         owner = users.server_owner()
-        cluster = cls(name, version, directory, users.server_home(directory), owner)
+        cluster = cls(name, version, directory, users.server_home(directory), owner, tls)
         try:
             cluster._build(members, settings or {}, synchronous)
             if pooler is True or (pooler == "auto" and binaries.pgbouncer(fetch=False)):
@@ -76,7 +80,7 @@ class Cluster:
             state = json.loads((directory / "cluster.json").read_text())
         except FileNotFoundError as error:
             raise LabError(f"there is no lab in {directory}") from error
-        cluster = cls(state["name"], state["version"], directory, Path(state["home"]), state["owner"])
+        cluster = cls(state["name"], state["version"], directory, Path(state["home"]), state["owner"], state["tls"])
         cluster.nodes = [cluster._node(name, port) for name, port in state["members"].items()]
         cluster.poolers = [cluster._pooler(name, port) for name, port in state["poolers"].items()]
         return cluster
@@ -110,6 +114,11 @@ class Cluster:
     def replication_passfile(self) -> Path:
         """The replication user's, on the servers' hosts, owned by the user that the servers run as."""
         return self.home / "replication.pass"
+
+    @property
+    def certificate(self) -> Path:
+        """With ``tls``, the servers' self-signed certificate, which is also the authority that the operator trusts."""
+        return self.home / "server.crt"
 
     @property
     def archive(self) -> Path:
@@ -178,7 +187,8 @@ class Cluster:
             shutil.rmtree(place, ignore_errors=True)
         for place in (self.archive, self.directory / "state"):
             shutil.rmtree(place, ignore_errors=True)
-        for path in (self.secrets_file, self.passfile, self.lab_passfile, self.replication_passfile):
+        certificate = (self.certificate, self.certificate.with_suffix(".key"))
+        for path in (self.secrets_file, self.passfile, self.lab_passfile, self.replication_passfile, *certificate):
             path.unlink(missing_ok=True)
         for name in ("inventory.yml", "cluster.json"):
             (self.directory / name).unlink(missing_ok=True)
@@ -201,6 +211,7 @@ class Cluster:
             "version": self.version,
             "home": str(self.home),
             "owner": self.owner,
+            "tls": self.tls,
             "members": {node.name: node.port for node in self.nodes},
             "poolers": {pooler.name: pooler.port for pooler in self.poolers},
         }
@@ -214,11 +225,11 @@ class Cluster:
         users.write_file(self.secrets_file, json.dumps(passwords))
         users.write_file(self.lab_passfile, users.passfile_text(passwords, *passwords))
         users.write_file(self.passfile, users.passfile_text(passwords, users.OPERATOR, users.POOLER_ADMIN))
-        users.write_file(
-            self.replication_passfile, users.passfile_text(passwords, users.REPLICATION_USER), self.owner
-        )
+        users.write_file(self.replication_passfile, users.passfile_text(passwords, users.REPLICATION_USER), self.owner)
         self.nodes = [self._node(name, free_port()) for name in members]
         self._save()  # before anything runs: whoever finds an unfinished lab can destroy it
+        if self.tls:
+            self._make_certificate()
         for node in self.nodes:
             node.install(HBA, self._settings(node) | settings)
         primary, *standbys = self.nodes
@@ -227,12 +238,19 @@ class Cluster:
             primary.sql("SELECT pg_create_physical_replication_slot(%s, true)", (node.name,))
         _together(lambda node: self._clone(primary, node), standbys)
         self.wait_streaming(node.name for node in standbys)
+        if self.tls:
+            # Only now: the wheel's pg_basebackup, which made the standbys, speaks no TLS.
+            for node in self.nodes:
+                users.write_file(node.hba_file, HBA.replace("host ", "hostssl "), self.owner, 0o640)
+                node.reload()
         if synchronous:
             # Only now: every commit before it would have waited for a standby that is not there yet.
             primary.configure(synchronous_standby_names=synchronous)
 
     def _settings(self, node: Node) -> dict[str, str]:
         # wal_keep_size and the slots keep what a standby needs; wal_log_hints lets pg_rewind work without checksums.
+        files = {"ssl_cert_file": str(self.certificate), "ssl_key_file": str(self.certificate.with_suffix(".key"))}
+        tls = {"ssl": "on", **files} if self.tls else {}
         return {
             "listen_addresses": HOST,
             "port": str(node.port),
@@ -257,8 +275,16 @@ class Cluster:
             "archive_command": f'test ! -f "{self.archive}/%f" && cp "%p" "{self.archive}/%f"',
             "log_line_prefix": "%m [%p] %q%u@%d %a ",
             "log_checkpoints": "on",
-            "log_connections": "off",
+            **tls,
         }
+
+    def _make_certificate(self) -> None:
+        key = self.certificate.with_suffix(".key")
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", f"/CN={HOST}"]
+        command += ["-addext", f"subjectAltName=IP:{HOST}", "-keyout", str(key), "-out", str(self.certificate)]
+        subprocess.run(command, check=True, capture_output=True, umask=0o077)
+        self.certificate.chmod(0o644)
+        users.give(key, self.owner)
 
     def _initialise(self, node: Node, passwords: dict[str, str]) -> None:
         secret = users.write_file(node.directory / "initdb.pass", passwords[users.SUPERUSER] + "\n", self.owner)
@@ -285,7 +311,15 @@ class Cluster:
         node.run(
             binaries.client_binaries() / "pg_basebackup",
             *("--pgdata", str(node.data_dir), "--checkpoint=fast", "--wal-method=stream", "--no-sync"),
-            *("--host", primary.host, "--port", str(primary.port), "--username", users.REPLICATION_USER, "--no-password"),
+            *(
+                "--host",
+                primary.host,
+                "--port",
+                str(primary.port),
+                "--username",
+                users.REPLICATION_USER,
+                "--no-password",
+            ),
             environment={"PGPASSFILE": str(self.replication_passfile)},
         )
         node.follow(primary, self.replication_passfile)
@@ -300,7 +334,10 @@ class Cluster:
             "mode": "switchover",
             "cluster": self.name,
             "candidate": candidate,
-            "nodes": [self._endpoint(member.name, member.port, users.OPERATOR) for member in self.nodes],
+            "nodes": [
+                {**self._endpoint(member.name, member.port, users.OPERATOR), **self.tls_options}
+                for member in self.nodes
+            ],
             "poolers": [
                 {
                     **self._endpoint(pooler.name, pooler.port, users.POOLER_ADMIN),
@@ -318,6 +355,11 @@ class Cluster:
             "replication_passfile": str(self.replication_passfile),
             "state_dir": str(self.state_dir(node)),
         }
+
+    @property
+    def tls_options(self) -> dict[str, str]:
+        """How the operator connects to the servers; empty without TLS."""
+        return {"ssl_mode": "verify-full", "ca_cert": str(self.certificate)} if self.tls else {}
 
     def _endpoint(self, name: str, port: int, user: str) -> dict[str, Any]:
         return {

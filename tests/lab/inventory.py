@@ -51,6 +51,7 @@ def cluster_data(cluster: Cluster) -> dict[str, Any]:
         ],
         "login_user": users.OPERATOR,
         "passfile": str(cluster.passfile),
+        **cluster.tls_options,
         "replication_user": users.REPLICATION_USER,
         "replication_passfile": str(cluster.replication_passfile),
     }
@@ -59,7 +60,9 @@ def cluster_data(cluster: Cluster) -> dict[str, Any]:
 def inventory(cluster: Cluster, *others: Cluster) -> dict[str, Any]:
     """An inventory of one or more clusters. Each is a group of its hosts; ``cluster`` is the one that plays pick."""
     clusters = (cluster, *others)
-    names = {each.name: [part.name for part in (*each.nodes, *each.poolers)] for each in clusters}
+    names = {
+        each.name: [*(node.name for node in each.nodes), *(pool.name for pool in each.poolers)] for each in clusters
+    }
     if len(names) != len(clusters):
         raise ValueError(f"clusters of one inventory need different names: {[each.name for each in clusters]}")
     return {

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 
-from tests.lab import service, users
+from tests.lab import users
+from tests.lab.service import Unit
 
 HOST = "127.0.0.1"
 LAB_DIRECTORY = Path(__file__).resolve().parent
@@ -79,6 +81,22 @@ def children(pid: int) -> dict[int, str]:
                 continue  # ended meanwhile
             if parent == pid and title:
                 found[int(entry.name)] = title
+    return found
+
+
+def working_below(directory: Path) -> list[int]:
+    """Daemons whose working directory is in ``directory``: a server, its children, and whatever these run.
+
+    A process with a terminal is left out: it is the shell of somebody who looks around there.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            terminal = (entry / "stat").read_text().rpartition(")")[2].split()[4]
+            if terminal == "0" and (entry / "cwd").readlink().is_relative_to(directory):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # ended meanwhile, or somebody else's
     return found
 
 
@@ -143,15 +161,12 @@ class Node:
         wait_for(lambda: loaded() != before, seconds=10, what=f"{self.name} to reload its configuration")
 
     def _run_service(self, verb: str) -> None:
-        result = subprocess.run(self._service(verb), capture_output=True, text=True, cwd="/")
+        result = subprocess.run(self._service(verb), check=False, capture_output=True, text=True, cwd="/")
         if result.returncode != 0:
             raise LabError(f"{self.name}: {verb} failed: {result.stderr.strip()}")
 
-    def unit(self) -> service.Unit:
-        return service.Unit(self.directory)
-
     def pid(self) -> int | None:
-        return self.unit().pid()
+        return Unit(self.directory).pid()
 
     def running(self) -> bool:
         return self.pid() is not None
@@ -175,7 +190,9 @@ class Node:
         pid = self.pid()
         titles = children(pid) if pid else {}
         return [
-            child for child, title in titles.items() if title.startswith((f"postgres: {self.name}: {kind}", f"postgres: {kind}"))
+            child
+            for child, title in titles.items()
+            if title.startswith((f"postgres: {self.name}: {kind}", f"postgres: {kind}"))
         ]
 
     def dsn(self, user: str = users.SUPERUSER, dbname: str = "postgres") -> str:
@@ -204,8 +221,7 @@ class Node:
             connection.close()
 
     def log_text(self) -> str:
-        log = self.unit().log
-        return log.read_text(errors="replace") if log.exists() else ""
+        return (self.directory / "postgres.log").read_text(errors="replace")
 
     def settings(self) -> dict[str, str]:
         """Its postgresql.conf. What ALTER SYSTEM wrote is elsewhere, and wins."""
@@ -241,15 +257,26 @@ class Node:
         options = users.run_as(self.owner)
         options["env"] = {**options["env"], **(environment or {})}
         result = subprocess.run(
-            [program, *arguments], cwd=self.directory, capture_output=True, text=True, umask=0o077, **options
+            [program, *arguments],
+            cwd=self.directory,
+            check=False,
+            capture_output=True,
+            text=True,
+            umask=0o077,
+            **options,
         )
         if result.returncode != 0:
             raise LabError(f"{self.name}: {program.name} failed: {result.stdout}{result.stderr}")
 
     def follow(self, upstream: Node, replication_passfile: Path) -> None:
         """Make the stopped server a standby of ``upstream``, with the slot that is named after it."""
-        words = {"host": upstream.host, "port": upstream.port, "user": users.REPLICATION_USER}
-        conninfo = psycopg2.extensions.make_dsn(**words, passfile=str(replication_passfile), application_name=self.name)
+        conninfo = psycopg2.extensions.make_dsn(
+            host=upstream.host,
+            port=upstream.port,
+            user=users.REPLICATION_USER,
+            passfile=str(replication_passfile),
+            application_name=self.name,
+        )
         lines = [("primary_conninfo", conninfo), ("primary_slot_name", self.name)]
         # Our own lines and not pg_basebackup -R: its libpq 18 writes keywords that an older server's libpq refuses.
         with (self.data_dir / "postgresql.auto.conf").open("a") as handle:
@@ -257,26 +284,20 @@ class Node:
         users.write_file(self.data_dir / "standby.signal", "", self.owner)
 
     def destroy(self) -> None:
-        """End every process of this server, frozen ones too."""
-        (self.directory / "restart").unlink(missing_ok=True)  # ends a rude manager
-        if not (self.directory / "service.json").exists():
-            return
-        pid = self.pid()
-        if pid is None:
-            return
-        family = [pid, *children(pid)]
-        for member in family:
+        """End every process of this server: frozen ones, the supervisor and orphans of a killed postmaster too."""
+        (self.directory / "restart").unlink(missing_ok=True)
+        pid = self.pid() if self.data_dir.exists() else None
+        for member in working_below(self.directory):
             _signal(member, signal.SIGCONT)
-        _signal(pid, signal.SIGQUIT)  # immediate: its data is thrown away
-        try:
-            wait_for(lambda: not any(map(alive, family)), seconds=10, what="an immediate shutdown")
-        except LabError:
-            for member in filter(alive, family):
-                _signal(member, signal.SIGKILL)
+        if pid:
+            _signal(pid, signal.SIGQUIT)  # immediate: its data is thrown away
+        with suppress(LabError):
+            wait_for(lambda: not working_below(self.directory), seconds=5, what="an immediate shutdown")
+        for member in working_below(self.directory):
+            _signal(member, signal.SIGKILL)
+        wait_for(lambda: not working_below(self.directory), seconds=5, what=f"the processes of {self.name} to end")
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

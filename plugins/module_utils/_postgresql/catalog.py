@@ -120,6 +120,7 @@ class NodeFacts:
     managers: tuple[str, ...] = ()
     missing_privileges: tuple[str, ...] = ()
     operations: tuple[dict[str, Any], ...] = ()
+    last_operation: dict[str, Any] | None = None
     cron_jobs: int = 0
 
     @property
@@ -183,7 +184,8 @@ def read_node(session: Session) -> NodeFacts:
         archive_failing=_archive_failing(session),
         managers=_managers(session),
         missing_privileges=_missing_privileges(session, version_num),
-        operations=read_operations(session),
+        operations=read_operations(session, "state = 'open'"),
+        last_operation=next(iter(read_operations(session, "state = 'done'")), None),
         cron_jobs=_cron_jobs(session),
     )
 
@@ -362,16 +364,16 @@ OPERATION_TABLE = (
 )
 
 
-def read_operations(session: Session) -> tuple[dict[str, Any], ...]:
-    """Rows of ``dbops.operation`` that are still open. A restore resurrects them: callers compare the system
+def read_operations(session: Session, condition: str) -> tuple[dict[str, Any], ...]:
+    """Rows of ``dbops.operation``, newest first. A restore resurrects open ones: callers compare the system
     identifier, and believe a row only where its marker slot exists too."""
     if not session.value("SELECT to_regclass('dbops.operation') IS NOT NULL"):
         return ()
     if not session.value("SELECT has_table_privilege('dbops.operation', 'SELECT')"):
         return ()
     rows = session.rows(
-        """SELECT id, kind, cluster, state, system_identifier, timeline, lsn::text AS lsn, detail
-             FROM dbops.operation WHERE state = 'open' ORDER BY opened_at"""
+        f"""SELECT id, kind, cluster, state, system_identifier, timeline, lsn::text AS lsn, detail
+              FROM dbops.operation WHERE {condition} ORDER BY opened_at DESC, id DESC LIMIT 20"""
     )
     return tuple(rows)
 

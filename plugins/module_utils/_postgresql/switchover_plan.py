@@ -923,7 +923,11 @@ class SwitchoverPlan:
 
     @classmethod
     def from_detail(cls, detail: dict[str, Any]) -> SwitchoverPlan:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in detail.items()}
+        values = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in detail.items()
+            if key in cls.__dataclass_fields__
+        }
         values["followers"] = tuple(Follower(**follower) for follower in detail["followers"])
         return cls(**values)
 

@@ -299,6 +299,8 @@ def _refuse_hidden_processes(guard: Guard, processes: Sequence[Process], count: 
         try:
             strays = routes(_read(process.config_file, process.root), guard.everywhere)
         except DbopsError as error:
+            if _start_ticks(process.pid) is None:  # it has ended meanwhile
+                continue
             raise DbopsError(
                 found=f"pgbouncer process {process.pid}, where it leads to is unknown: {error.found}",
                 expected="the configuration of every pgbouncer on this host can be read",

@@ -134,12 +134,13 @@ class Switchover:
         row = planner.open_operation(observed, self.request.candidate)
         phase = planner.derive_phase(self.request, observed, own_operation=bool(journal or row))
         self.outcome.before = planner.topology(observed)
-        if phase is Phase.DONE:
-            return self._already_done(observed)
+        unfinished = bool(journal or row)
+        if phase is Phase.DONE or (self.options["only_recover"] and phase is Phase.FRESH and not unfinished):
+            return self._nothing_to_do(observed)
         if phase is None:
             refuse_unless_good(planner.base_checks(self.request, observed))
         if check_mode:
-            return self._predict(observed, phase)
+            return self._predict(observed, phase, unfinished=unfinished)
         lock = LockFile(self.directory / "lock")
         lock.acquire(f"switchover to {self.request.candidate}")
         try:
@@ -149,22 +150,25 @@ class Switchover:
         finally:
             lock.release()
 
-    def _already_done(self, observed: Observed) -> Outcome:
+    def _nothing_to_do(self, observed: Observed) -> Outcome:
         for name, facts in observed.nodes.items():
-            if name != self.request.candidate and not planner.follows(self.request, facts):
-                self.warnings.append(f"{name} does not follow {self.request.candidate}: {facts.error or 'see its log'}")
+            if not facts.answered or (facts.in_recovery and facts.receiver is None):
+                self.warnings.append(f"{name} follows nobody: {facts.error or 'it has no walreceiver, see its log'}")
         self.outcome.state = "unchanged"
-        self.outcome.message = f"{self.request.candidate} is the primary already"
+        self.outcome.message = f"{', '.join(observed.writable())} is the primary, and no switchover is unfinished"
         self.outcome.after = self.outcome.before
         return self.outcome
 
-    def _predict(self, observed: Observed, phase: Phase) -> Outcome:
+    def _predict(self, observed: Observed, phase: Phase, *, unfinished: bool) -> Outcome:
         """Check mode: reads alone."""
         self.outcome.changed = True
         self.outcome.after = planner.expected_topology(self.request, observed)
-        if phase is not Phase.FRESH:
-            self.outcome.state = "would finish"
-            self.outcome.message = f"an unfinished run was found ({phase.value}); this run would finish or undo it"
+        if phase is not Phase.FRESH or unfinished:
+            self.outcome.state = "would recover"
+            self.outcome.message = f"an unfinished run was found ({phase.value}); this run would finish or undo it first"
+            if phase is Phase.FRESH:
+                self.outcome.checks = planner.base_checks(self.request, observed)
+                self._refuse(self.outcome.checks)
             return self.outcome
         self.outcome.checks = planner.all_checks(self.request, observed)
         self._refuse(self.outcome.checks)
@@ -291,6 +295,12 @@ class Switchover:
             self._refuse(planner.base_checks(self.request, observed))
             self._unwind(journal, row)
             observed = self.observe([])
+            if self.options["only_recover"]:
+                self.outcome.changed = True
+                self.outcome.state = "rolled back"
+                self.outcome.message = f"{self.warnings[-1]}; {observed.writable()[0]} is the primary"
+                self.outcome.after = planner.topology(observed)
+                return self.outcome
         checks = planner.all_checks(self.request, observed)
         self.outcome.checks = checks
         self._refuse(checks)
@@ -520,7 +530,7 @@ class Switchover:
                 planner.KIND,
                 self.request.cluster,
                 self._plan.old_timeline,
-                json.dumps(self._plan.as_detail()),
+                json.dumps({**self._plan.as_detail(), "rolls_back": self.options["rolls_back"]}),
             ],
         )
         written = parse_lsn(session.value("SELECT pg_current_wal_insert_lsn()::text"))

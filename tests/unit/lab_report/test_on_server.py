@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster.create(tmp_path_factory.mktemp("lab"), members=("pg1", "pg2")) as made:
+    quick = {"wal_retrieve_retry_interval": "200ms"}  # the standby finds a primary that crashed and came back
+    with Cluster.create(tmp_path_factory.mktemp("lab"), members=("pg1", "pg2"), settings=quick) as made:
         yield made
 
 

@@ -1,0 +1,68 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a cluster as inventories describe it (``dbops_clusters``) to what modules take."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+LOGIN = (
+    "login_user",
+    "login_password",
+    "login_db",
+    "passfile",
+    "ssl_mode",
+    "ca_cert",
+    "ssl_cert",
+    "ssl_key",
+    "connect_params",
+)
+
+
+def nodes(cluster: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """``nodes`` of the modules. A member's own login words win over the cluster's."""
+    return [
+        {
+            **_login(cluster, member),
+            "name": member["name"],
+            "login_host": member.get("login_host", member["address"]),
+            "login_port": int(member.get("login_port", member.get("port", 5432))),
+            "address": member["address"],
+            "port": int(member.get("port", 5432)),
+        }
+        for member in cluster["members"]
+    ]
+
+
+def poolers(
+    cluster: Mapping[str, Any], guards: Sequence[Mapping[str, Any]] | None = None, staged_for: str = ""
+) -> list[dict[str, Any]]:
+    """``pooler`` of pgbouncer_guard for each pooler; with ``guards`` (the results of that task's loop, in order) and
+    ``staged_for`` the list that replica_promote takes. Only a pooler's own login words count: its admin is seldom the
+    database's."""
+    result = []
+    for position, pooler in enumerate(cluster.get("poolers") or []):
+        words = {
+            **_login({}, pooler),
+            "name": pooler["name"],
+            "login_host": pooler.get("login_host", pooler["address"]),
+            "login_port": int(pooler.get("login_port", pooler.get("port", 6432))),
+        }
+        if guards is None:
+            words["config_file"] = pooler["config_file"]
+        else:
+            words.update(listeners=guards[position]["listeners"], staged_for=staged_for)
+        result.append(words)
+    return result
+
+
+def probes(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``probes`` of replica_promote, from the results of a loop of pg_cluster_info over the members. A member whose
+    host was not reached has none, and then its checks are unknown."""
+    return [{"member": look["item"]["name"], **look["probe"]} for look in looks if not look.get("unreachable")]
+
+
+def _login(general: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    words = {**general, **own}
+    return {key: words[key] for key in LOGIN if words.get(key) not in (None, "")}

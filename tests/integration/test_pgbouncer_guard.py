@@ -1,0 +1,570 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pgbouncer_guard and the console on a real PgBouncer in front of a real primary and its standby.
+
+The run that dies is played by nobody: the test pauses the pooler over its console and does nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock, Deadline
+from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.client import Endpoint
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbouncer import PoolerConsole, read_config
+
+from tests.lab import binaries, users
+from tests.lab.cluster import Cluster
+from tests.lab.pooler import Pooler
+from tests.lab.server import alive, free_port, wait_for
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+COLLECTIONS = CHECKOUT / ".venv" / "collections"
+MODULE = "ansible_collections.stateful.dbops.plugins.modules.pgbouncer_guard"
+CLOCK = Clock()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster.create(tmp_path / "lab", members=("pg1", "pg2"), pooler=True) as made:
+        made.node("pg1").sql("CREATE TABLE ticks (n bigint)", user=users.APPLICATION, dbname=users.DATABASE)
+        yield made
+
+
+@pytest.fixture
+def pooler(cluster: Cluster) -> Pooler:
+    assert cluster.pooler is not None
+    return cluster.pooler
+
+
+class Guarded:
+    """The module with its arguments; whatever dead-man is left at the end is ended."""
+
+    def __init__(self, cluster: Cluster, state_dir: Path) -> None:
+        words = cluster.module_arguments("pg2", "pg1")
+        self.state_dir = state_dir
+        self.arguments = {
+            "cluster": cluster.name,
+            "operation": "op1",
+            "pooler": words["poolers"][0],
+            "nodes": words["nodes"],
+            "target": "pg2",
+            "state_dir": str(state_dir),
+            "pause_limit_ms": 700,
+            "hard_limit_ms": 3000,
+        }
+
+    def run(self, state: str, *, check: bool = False, **words: Any) -> dict[str, Any]:
+        """What the module returns; ``failed`` is in it when it failed."""
+        arguments = {key: value for key, value in {**self.arguments, **words}.items() if value is not None}
+        given = {"state": state, **arguments, "_ansible_check_mode": check, "_ansible_diff": True}
+        result = subprocess.run(
+            [sys.executable, "-m", MODULE],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
+            capture_output=True,  # a dead-man that kept the pipes would keep us here
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        )
+        answer: dict[str, Any] = json.loads(result.stdout)
+        answer.pop("invocation", None)
+        return answer
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        path = self.state_dir / "pgbouncer_guard" / "accounts-pooler1.log"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def wait_for_event(self, event: str, seconds: float = 15) -> dict[str, Any]:
+        wait_for(lambda: any(line["event"] == event for line in self.log), seconds=seconds, what=f"event {event}")
+        return next(line for line in self.log if line["event"] == event)
+
+
+@pytest.fixture
+def guard(cluster: Cluster, pooler: Pooler, tmp_path: Path) -> Iterator[Guarded]:
+    guarded = Guarded(cluster, tmp_path / "state")
+    yield guarded
+    for record in (tmp_path / "state").glob("pgbouncer_guard/*.json"):
+        pid = json.loads(record.read_text())["pid"]
+        if alive(pid) and Path(f"/proc/{pid}/comm").read_text() == "dbops-pgb-guard\n":
+            os.kill(pid, signal.SIGKILL)
+
+
+class Client:
+    """One application connection through the pooler that inserts for as long as the block runs, and counts."""
+
+    def __init__(self, pooler: Pooler) -> None:
+        self.pooler = pooler
+        self.errors: list[str] = []
+        self.acknowledged = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def _work(self) -> None:
+        try:
+            with closing(psycopg2.connect(self.pooler.dsn())) as connection:
+                connection.autocommit = True
+                while not self._stop.is_set():
+                    with connection.cursor() as cursor:
+                        cursor.execute("INSERT INTO ticks VALUES (%s)", (self.acknowledged,))
+                    self.acknowledged += 1
+                    time.sleep(0.002)
+        except psycopg2.Error as error:
+            self.errors.append(str(error))
+
+    def __enter__(self) -> Client:
+        self._thread.start()
+        wait_for(lambda: self.acknowledged or self.errors, seconds=5, what="the client's first commit")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+
+def in_memory(pooler: Pooler) -> tuple[int, bool]:
+    """Port that ``accounts`` leads to, and whether it is paused."""
+    [row] = [row for row in pooler.console("SHOW DATABASES") if row["name"] == users.DATABASE]
+    return row["port"], bool(row["paused"])
+
+
+def in_file(pooler: Pooler) -> int:
+    [file] = read_config(str(pooler.config_file), lambda path: Path(path).read_text())
+    return file.entries[0].port
+
+
+def promote(cluster: Cluster) -> None:
+    cluster.node("pg1").stop()
+    cluster.node("pg2").sql("SELECT pg_promote(true)")
+
+
+# -- the module, in the order of a target of ansible-test
+
+
+def test_arm_and_disarm(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    pg1, pg2 = cluster.node("pg1"), cluster.node("pg2")
+    assert guard.run("armed", target="nobody")["failed"]
+    assert "operation" in guard.run("armed", operation=None)["msg"]
+    staged = [{"database": "accounts", "before": f"127.0.0.1:{pg1.port}", "after": f"127.0.0.1:{pg2.port}"}]
+    stat = pooler.config_file.stat()
+
+    planned = guard.run("armed", check=True)
+    assert planned["changed"]
+    assert planned["changes"] == staged
+    assert planned["deadman"] is None
+    assert not guard.state_dir.exists()
+    assert in_file(pooler) == pg1.port
+
+    armed = guard.run("armed")
+    pid = armed["deadman"]["pid"]
+    assert armed["changed"]
+    assert armed["changes"] == staged
+    assert armed["databases"] == ["accounts"]
+    assert armed["listeners"] == 1
+    assert str(pooler.config_file) in [process["config_file"] for process in armed["processes"]]
+    assert armed["diff"]["before"] == f"accounts -> 127.0.0.1:{pg1.port}\n"
+    assert alive(pid)
+    assert os.getsid(pid) == os.getpgid(pid) != os.getsid(0)
+    assert in_file(pooler) == pg2.port
+    assert in_memory(pooler) == (pg1.port, False)
+    now = pooler.config_file.stat()
+    assert (now.st_mode, now.st_uid, now.st_gid) == (stat.st_mode, stat.st_uid, stat.st_gid)
+    assert [path.name for path in pooler.directory.glob(".dbops-*")] == []
+
+    again = guard.run("armed")
+    assert not again["changed"]
+    assert again["deadman"]["pid"] == pid
+    other = guard.run("armed", operation="op2")
+    assert other["changed"]
+    assert other["replaced_operation"] == "op1"
+    assert other["deadman"]["pid"] != pid
+    assert not alive(pid)
+
+    refused = guard.run("disarmed")  # pg2 is a standby
+    assert refused["failed"]
+    assert "pg2 is the one writable member" in refused["msg"]
+    assert alive(other["deadman"]["pid"])
+
+    foreseen = guard.run("disarmed", target="pg1", check=True)
+    assert foreseen["changed"]
+    assert alive(other["deadman"]["pid"])
+    back = guard.run("disarmed", target="pg1")
+    assert back["changed"]
+    assert back["deadman"]["pid"] == other["deadman"]["pid"]
+    assert not back["fired"]
+    assert [event["event"] for event in back["events"]] == ["armed"]
+    assert not alive(other["deadman"]["pid"])
+    assert in_file(pooler) == pg1.port
+    assert in_memory(pooler) == (pg1.port, False)
+    assert not guard.run("disarmed", target="pg1")["changed"]
+
+
+def test_the_deadman_of_a_killed_run_leads_clients_to_the_promoted_candidate(
+    cluster: Cluster, pooler: Pooler, guard: Guarded
+) -> None:
+    pg2 = cluster.node("pg2")
+    pid = guard.run("armed")["deadman"]["pid"]
+    with Client(pooler) as client:
+        pooler.console("PAUSE accounts")
+        promote(cluster)
+        event = guard.wait_for_event("resumed")
+        held = client.acknowledged
+        wait_for(lambda: client.acknowledged > held + 20 or client.errors, seconds=10, what="commits after the resume")
+    assert client.errors == []
+    assert event["target"] == "pg2"
+    assert event["paused_ms"] >= 700
+    assert in_memory(pooler) == (pg2.port, False)
+    assert pg2.sql("SELECT count(*) FROM ticks", dbname=users.DATABASE) == [(client.acknowledged,)]
+
+    done = guard.run("disarmed", target="pg2")
+    assert done["fired"]
+    assert not alive(pid)
+    assert not guard.run("disarmed", target="pg2")["changed"]
+
+
+def test_a_run_that_died_before_the_stop_leaves_clients_on_the_old_primary(
+    cluster: Cluster, pooler: Pooler, guard: Guarded
+) -> None:
+    pg1 = cluster.node("pg1")
+    guard.run("armed")
+    with Client(pooler) as client:
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("resumed")["target"] == "pg1"
+        held = client.acknowledged
+        wait_for(lambda: client.acknowledged > held + 20 or client.errors, seconds=10, what="commits after the resume")
+    assert client.errors == []
+    assert in_memory(pooler) == (pg1.port, False)
+    assert in_file(pooler) == pg1.port
+
+
+def test_without_a_writable_member_it_resumes_at_the_hard_limit(
+    cluster: Cluster, pooler: Pooler, guard: Guarded
+) -> None:
+    pg1 = cluster.node("pg1")
+    guard.run("armed")
+    pooler.console("PAUSE accounts")
+    pg1.stop()
+    event = guard.wait_for_event("resumed")
+    assert guard.wait_for_event("waiting")["reason"].startswith("0 members are writable")
+    assert event["target"] == ""
+    assert event["paused_ms"] >= 3000
+    assert in_memory(pooler) == (pg1.port, False)
+
+
+def test_a_pause_that_ends_in_time_is_none_of_its_business(pooler: Pooler, guard: Guarded) -> None:
+    guard.run("armed")
+    for _ in range(3):  # longer than the limit in sum, never in one piece
+        pooler.console("PAUSE accounts")
+        time.sleep(0.3)
+        pooler.console("RESUME accounts")
+        time.sleep(0.3)
+    assert not guard.run("disarmed", target="pg1")["fired"]
+
+
+def test_disarm_brings_home_a_pooler_that_nobody_guards_any_more(
+    cluster: Cluster, pooler: Pooler, guard: Guarded
+) -> None:
+    pg2 = cluster.node("pg2")
+    os.kill(guard.run("armed")["deadman"]["pid"], signal.SIGKILL)
+    with Client(pooler) as client:
+        pooler.console("PAUSE accounts")
+        promote(cluster)
+        assert guard.run("disarmed", target="pg1")["failed"]
+        assert guard.run("disarmed", check=True)["statements"] == ["RELOAD", "RESUME accounts"]
+        assert in_memory(pooler)[1]
+        done = guard.run("disarmed")
+        held = client.acknowledged
+        wait_for(lambda: client.acknowledged > held + 20 or client.errors, seconds=10, what="commits after the resume")
+    assert client.errors == []
+    assert done["statements"] == ["RELOAD", "RESUME accounts"]
+    assert done["deadman"] is None
+    assert in_memory(pooler) == (pg2.port, False)
+
+
+def test_its_time_is_over(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    pid = guard.run("armed", lifetime_s=2)["deadman"]["pid"]
+    assert in_file(pooler) == cluster.node("pg2").port
+    assert guard.wait_for_event("expired")["target"] == "pg1"
+    wait_for(lambda: not alive(pid), seconds=5, what="the dead-man to end")
+    assert in_file(pooler) == cluster.node("pg1").port
+
+
+def test_a_pooler_that_does_not_answer_stays_guarded(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    pid = guard.run("armed")["deadman"]["pid"]
+    pooler.suspend()
+    try:
+        assert "cannot log in to pooler1" in guard.run("disarmed", target="pg1")["msg"]
+    finally:
+        pooler.resume()
+    assert alive(pid)
+    pooler.console("PAUSE accounts")
+    assert guard.wait_for_event("resumed")["target"] == "pg1"
+
+
+def test_no_secret_is_left_behind(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    passwords = users.load_secrets(cluster.secrets_file)
+    guard.arguments["pooler"] |= {"passfile": None, "login_password": passwords[users.POOLER_ADMIN]}
+    line = f"other = host=127.0.0.1 port={cluster.node('pg1').port} password='c4n4ry'"
+    pooler.config_file.write_text(pooler.config_file.read_text().replace("[databases]", f"[databases]\n{line}"))
+    pooler.console("RELOAD")
+    answer = guard.run("armed")
+    pid = answer["deadman"]["pid"]
+    pooler.console("PAUSE accounts")
+    guard.wait_for_event("resumed")
+    left = json.dumps(answer) + "".join(path.read_text() for path in guard.state_dir.rglob("*") if path.is_file())
+    left += Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
+    for secret in (*passwords.values(), "c4n4ry"):
+        assert secret not in left
+    assert (guard.state_dir / "pgbouncer_guard").stat().st_mode & 0o077 == 0
+
+
+def test_through_ansible_the_task_ends_and_the_deadman_lives(pooler: Pooler, guard: Guarded, tmp_path: Path) -> None:
+    """Ansible's zip is deleted when the task ends, and a task hangs while anybody holds its output."""
+    task = {"stateful.dbops.pgbouncer_guard": {"state": "armed", **guard.arguments}, "register": "armed"}
+    play = [{"hosts": "localhost", "gather_facts": False, "tasks": [task]}]
+    playbook = tmp_path / "play.json"
+    playbook.write_text(json.dumps(play))
+    result = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", playbook]
+        + ["-e", f"ansible_python_interpreter={sys.executable}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "ansible")},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    time.sleep(1)
+    pooler.console("PAUSE accounts")
+    assert guard.wait_for_event("resumed")["target"] == "pg1"
+    done = guard.run("disarmed", target="pg1")
+    assert [event["event"] for event in done["events"]] == ["armed", "resumed"]
+
+
+# -- other processes on the host
+
+
+def second_process(pooler: Pooler, name: str, text: str) -> Iterator[Path]:
+    """Another pgbouncer, with the pooler's configuration changed to ``text``."""
+    directory = pooler.directory / name
+    users.make_directory(directory, pooler.owner)
+    config = users.write_file(directory / "other.ini", text.replace("pgbouncer.pid", f"{name}.pid"), pooler.owner)
+    program = binaries.pgbouncer()
+    assert program is not None
+    subprocess.run([program, "-q", "-d", config], check=True, cwd=directory, **users.run_as(pooler.owner))
+    pid_file = pooler.directory / f"{name}.pid"
+    wait_for(pid_file.exists, seconds=5, what="the second pgbouncer")
+    pid = int(pid_file.read_text())
+    try:
+        yield config
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not alive(pid), seconds=5, what="the second pgbouncer to end")
+        shutil.rmtree(directory)
+
+
+def test_processes_that_share_the_port_are_refused(pooler: Pooler, guard: Guarded) -> None:
+    text = pooler.config_file.read_text() + "so_reuseport = 1\n"
+    pooler.config_file.write_text(text)
+    pooler.stop()
+    pooler.start()
+    assert guard.run("armed", check=True)["listeners"] == 1
+    for config in second_process(pooler, "twin", text):
+        answer = guard.run("armed", known_config_files=[str(config)])
+        assert "2 listeners" in answer["msg"]
+        assert "so_reuseport=0" in answer["msg"]
+        assert not guard.state_dir.exists()
+
+
+def test_an_unlisted_process_in_front_of_the_cluster_is_refused(pooler: Pooler, guard: Guarded) -> None:
+    text = pooler.config_file.read_text().replace(f"listen_port = {pooler.port}", f"listen_port = {free_port()}")
+    for config in second_process(pooler, "stray", text):
+        answer = guard.run("armed", check=True)
+        assert "also leads to cluster accounts: accounts" in answer["msg"]
+        assert "failed" not in guard.run("armed", check=True, known_config_files=[str(config)])
+        config.rename(config.with_name("hidden.ini"))
+        assert "where it leads to is unknown" in guard.run("armed", check=True)["msg"]
+    elsewhere = text.replace("accounts = host=127.0.0.1", "accounts = host=192.0.2.1")
+    for _config in second_process(pooler, "stranger", elsewhere):
+        assert "failed" not in guard.run("armed", check=True)
+
+
+def test_what_cannot_be_guarded_is_refused(cluster: Cluster, pooler: Pooler, guard: Guarded, tmp_path: Path) -> None:
+    config = pooler.config_file
+    whole = config.read_text()
+    wrong = tmp_path / "wrong.ini"
+    wrong.write_text(whole)
+    answer = guard.run("armed", check=True, pooler=guard.arguments["pooler"] | {"config_file": str(wrong)})
+    assert "0 pgbouncer processes" in answer["msg"]
+
+    config.write_text(whole.replace("host=127.0.0.1", "host=127.0.0.1,127.0.0.9"))
+    assert "host list" in guard.run("armed", check=True)["msg"]
+    config.write_text(whole.replace("host=127.0.0.1", "host=192.0.2.1"))
+    assert "leads to no member" in guard.run("armed", check=True)["msg"]
+    config.write_text(whole.replace(f"admin_users = {users.POOLER_ADMIN}", f"stats_users = {users.POOLER_ADMIN}"))
+    pooler.stop()
+    config.write_text(config.read_text() + "admin_users = somebody\n")
+    pooler.start()
+    assert "may not PAUSE" in guard.run("armed", check=True)["msg"]
+
+
+# -- the console
+
+
+@pytest.fixture
+def console(cluster: Cluster, pooler: Pooler) -> Iterator[PoolerConsole]:
+    endpoint = Endpoint(
+        name=pooler.name,
+        host=pooler.host,
+        port=pooler.port,
+        user=users.POOLER_ADMIN,
+        dbname="pgbouncer",
+        passfile=str(cluster.passfile),
+    )
+    made = PoolerConsole(endpoint, CLOCK)
+    yield made
+    made.close()
+
+
+def within(seconds: float) -> Deadline:
+    return Deadline.after(CLOCK, seconds)
+
+
+def second_database(cluster: Cluster, pooler: Pooler) -> None:
+    line = f"second = host=127.0.0.1 port={cluster.node('pg1').port} dbname={users.DATABASE}"
+    pooler.config_file.write_text(pooler.config_file.read_text().replace("[databases]", f"[databases]\n{line}"))
+    pooler.console("RELOAD")
+
+
+def test_all_databases_drain_at_the_same_time(cluster: Cluster, pooler: Pooler, console: PoolerConsole) -> None:
+    second_database(cluster, pooler)
+    with (
+        closing(psycopg2.connect(pooler.dsn())) as first,
+        closing(psycopg2.connect(pooler.dsn("second"))) as second,
+    ):
+        for connection in (first, second):
+            connection.cursor().execute("SELECT 1")  # begins a transaction
+        timers = [threading.Timer(delay, end) for delay, end in ((0.5, first.commit), (0.5, second.commit))]
+        console.prepare_pause(["accounts", "second"])
+        for timer in timers:
+            timer.start()
+        began = time.monotonic()
+        console.pause(["accounts", "second"], within(5))
+        assert 0.3 < time.monotonic() - began < 0.9
+        assert all(database.drained for database in console.databases(within(1)))
+        console.pause(["accounts", "second"], within(1))  # twice is fine
+        for timer in timers:
+            timer.join()
+        console.resume(["accounts", "second"], within(1))
+        console.resume(["accounts", "second"], within(1))  # and so is this
+        first.cursor().execute("SELECT 1")
+
+
+def test_a_pause_that_takes_too_long_is_taken_back(cluster: Cluster, pooler: Pooler, console: PoolerConsole) -> None:
+    second_database(cluster, pooler)
+    with (
+        closing(psycopg2.connect(pooler.dsn())) as long,
+        closing(psycopg2.connect(pooler.dsn("second"))) as other,
+    ):
+        other.autocommit = True
+        long.cursor().execute("SELECT 1")
+        began = time.monotonic()
+        with pytest.raises(DbopsError, match="still busy: accounts"):
+            console.pause(["accounts", "second"], within(0.5))
+        assert time.monotonic() - began < 1
+        assert not any(database.paused for database in console.databases(within(1)))
+        other.cursor().execute("SELECT 1")
+        long.commit()
+    assert not any(database.paused for database in console.databases(within(1)))
+
+
+def test_a_pooler_that_hangs_costs_no_more_than_the_deadline(pooler: Pooler, console: PoolerConsole) -> None:
+    console.open(within(2))
+    console.prepare_pause(["accounts"])
+    pooler.suspend()
+    try:
+        for call in (console.state, console.reload, lambda deadline: console.resume(["accounts"], deadline)):
+            began = time.monotonic()
+            with pytest.raises(DbopsError):
+                call(within(0.3))
+            assert time.monotonic() - began < 0.6
+    finally:
+        pooler.resume()
+    console.resume(["accounts"], within(2))  # the same object goes on
+
+
+def test_a_restart_of_the_pooler_is_survived_by_resume(pooler: Pooler, console: PoolerConsole) -> None:
+    console.pause(["accounts"], within(2))
+    pooler.kill()
+    threading.Timer(0.3, pooler.start).start()
+    console.resume(["accounts"], within(5))
+    assert in_memory(pooler)[1] is False
+
+
+def test_what_reload_has_loaded_is_read_back(cluster: Cluster, pooler: Pooler, console: PoolerConsole) -> None:
+    pg1, pg2 = cluster.node("pg1"), cluster.node("pg2")
+    text = pooler.config_file.read_text()
+    pooler.config_file.write_text(text.replace(str(pg1.port), str(pg2.port)) + "nonsense\n")
+    console.reload(within(1))  # says RELOAD all the same
+    with pytest.raises(DbopsError, match="a file with a syntax error is not loaded"):
+        console.repoint_check(["accounts"], "127.0.0.1", pg2.port, within(1))
+    pooler.config_file.write_text(text.replace(str(pg1.port), str(pg2.port)))
+    console.reload(within(1))
+    console.repoint_check(["accounts"], "127.0.0.1", pg2.port, within(1))
+    with pytest.raises(DbopsError, match="has no database nosuch"):
+        console.repoint_check(["nosuch"], "127.0.0.1", pg2.port, within(1))
+
+
+def test_our_reading_of_a_configuration_is_pgbouncers(pooler: Pooler, console: PoolerConsole, tmp_path: Path) -> None:
+    included = users.write_file(pooler.directory / "more.ini", "inc = host=192.0.2.9\n", pooler.owner)
+    awkward = "\n".join(
+        [
+            " [databases] same-line = host=192.0.2.1",
+            "quoted = password='it''s host=192.0.2.2 ; #'   port= '7000'  host = '192.0.2.3'",
+            "tabbed = host=192.0.2.4\tport=7001 dbname=x",
+            "twice=host=192.0.2.5 host=192.0.2.6",
+            "; gone = host=192.0.2.7",
+            "# gone = host=192.0.2.7",
+            f"%include {included}",
+            "crlf = host=192.0.2.8 port=7002\r",
+            "socket = port=7003",
+            "",
+        ]
+    )
+    pooler.config_file.write_text(pooler.config_file.read_text().replace("[databases]\n", awkward))
+    console.reload(within(1))
+    theirs = {
+        (database.name, database.host, database.port) for database in console.databases(within(1)) if database.host
+    }
+    ours = read_config(str(pooler.config_file), lambda path: Path(path).read_bytes().decode())
+    assert {(entry.name, entry.host, entry.port) for file in ours for entry in file.entries} == theirs
+    assert len(theirs) == 7
+
+
+def test_state_tells_what_the_prechecks_need(cluster: Cluster, pooler: Pooler, console: PoolerConsole) -> None:
+    with closing(psycopg2.connect(pooler.dsn())) as connection:
+        connection.cursor().execute("SELECT 1")
+        state = console.state(within(2))
+    assert state.version_number >= (1, 18)
+    assert state.is_admin(users.POOLER_ADMIN)
+    assert not state.shares_port
+    assert state.settings["query_wait_timeout"] == "120"
+    assert state.settings["conffile"] == str(pooler.config_file)
+    [database] = state.routed_to([("127.0.0.1", cluster.node("pg1").port)])
+    assert (database.name, database.pool_mode, database.current_connections) == ("accounts", "transaction", 1)
+    [use] = [use for use in state.pools if use.database == "accounts"]
+    assert (use.cl_active, use.sv_active) == (1, 1)
