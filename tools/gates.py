@@ -75,7 +75,7 @@ GATES = [
     ),
     Gate("changelog", [BIN / "antsibull-changelog", "lint"], cwd=TREE),
     Gate("mypy", [BIN / "mypy", "-p", "ansible_collections.stateful.dbops.plugins", "-p", "tests"], fast=True),
-    Gate("imports", [BIN / "lint-imports"], env={"PYTHONPATH": ".venv-lint/collections"}, fast=True),
+    Gate("imports", [BIN / "lint-imports", "--no-logo"], env={"PYTHONPATH": ".venv-lint/collections"}, fast=True),
     Gate("yamllint", [BIN / "yamllint", "-s", "."], fast=True),
     Gate("ruff-check", [BIN / "ruff", "check", "--output-format=concise", "."], fast=True),
     Gate("ruff-format", [BIN / "ruff", "format", "--check", "."], fast=True),

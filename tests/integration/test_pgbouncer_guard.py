@@ -39,17 +39,57 @@ MODULE = "ansible_collections.stateful.dbops.plugins.modules.pgbouncer_guard"
 CLOCK = Clock()
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster.create(tmp_path / "lab", members=("pg1", "pg2"), pooler=True) as made:
-        made.node("pg1").sql("CREATE TABLE ticks (n bigint)", user=users.APPLICATION, dbname=users.DATABASE)
-        yield made
+class Standing:
+    """One cluster for many tests: made again when a test has left another primary, or a server down."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.cluster: Cluster | None = None
+
+    def get(self) -> Cluster:
+        if self.cluster is not None and not self._as_made(self.cluster):
+            self.destroy()
+        if self.cluster is None:
+            self.cluster = Cluster.create(self.directory, members=("pg1", "pg2"), pooler=True)
+            self.cluster.node("pg1").sql(
+                "CREATE TABLE ticks (n bigint)", user=users.APPLICATION, dbname=users.DATABASE
+            )
+        return self.cluster
+
+    def destroy(self) -> None:
+        if self.cluster is not None:
+            self.cluster.destroy()
+            self.cluster = None
+
+    @staticmethod
+    def _as_made(cluster: Cluster) -> bool:
+        roles = [node.running() and node.sql("SELECT pg_is_in_recovery()") for node in cluster.nodes]
+        return roles == [[(False,)], [(True,)]]
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    standing = Standing(tmp_path_factory.mktemp("guard") / "lab")
+    yield standing
+    standing.destroy()
 
 
 @pytest.fixture
-def pooler(cluster: Cluster) -> Pooler:
-    assert cluster.pooler is not None
-    return cluster.pooler
+def cluster(standing: Standing) -> Cluster:
+    return standing.get()
+
+
+@pytest.fixture
+def pooler(cluster: Cluster) -> Iterator[Pooler]:
+    """The cluster's pooler; afterwards it starts anew from the configuration it had."""
+    pooler = cluster.pooler
+    assert pooler is not None
+    text = pooler.config_file.read_text()
+    yield pooler
+    if pooler.running():
+        pooler.kill()
+    pooler.config_file.write_text(text)
+    pooler.start()
 
 
 class Guarded:
@@ -518,7 +558,7 @@ def test_a_restart_of_the_pooler_is_survived_by_resume(pooler: Pooler, console: 
 def test_what_reload_has_loaded_is_read_back(cluster: Cluster, pooler: Pooler, console: PoolerConsole) -> None:
     pg1, pg2 = cluster.node("pg1"), cluster.node("pg2")
     text = pooler.config_file.read_text()
-    pooler.config_file.write_text(text.replace(str(pg1.port), str(pg2.port)) + "nonsense\n")
+    pooler.config_file.write_text("nonsense\n" + text.replace(str(pg1.port), str(pg2.port)))
     console.reload(within(1))  # says RELOAD all the same
     with pytest.raises(DbopsError, match="a file with a syntax error is not loaded"):
         console.repoint_check(["accounts"], "127.0.0.1", pg2.port, within(1))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import ledger
-from tests.lab.checker import Verdict, check, commits_after_fork, read_log, writable_nodes
+from tests.lab.checker import PROBE_SECONDS, Verdict, check, commits_after_fork, read_log, writable_nodes
 from tests.lab.cluster import Cluster
 from tests.lab.sampler import Sampler
 from tests.lab.server import Node, alive, wait_for
@@ -175,8 +175,10 @@ def test_only_the_primary_takes_a_direct_write(cluster: Cluster, node: Node) -> 
 
 def test_a_frozen_server_takes_no_write(node: Node) -> None:
     node.kill(signal.SIGSTOP)
+    began = time.monotonic()
     try:
         assert writable_nodes([node]) == []
+        assert time.monotonic() - began < 2 * PROBE_SECONDS
     finally:
         node.kill(signal.SIGCONT)
 
