@@ -69,9 +69,18 @@ GATES = [
     ),
     Gate(
         "run-by-name",
-        [BIN / "ansible-playbook", "--syntax-check", "stateful.dbops.promote_replica"],
+        [
+            *(
+                BIN / "ansible-playbook",
+                "--syntax-check",
+                "--inventory=localhost,",
+                "--extra-vars=dbops_cluster=accounts",
+            ),
+            *("stateful.dbops.promote_replica", "stateful.dbops.promote_replica_rollback"),
+        ],
         cwd=INSTALLED,
-        env={"ANSIBLE_COLLECTIONS_PATH": str(INSTALLED), "ANSIBLE_LOCALHOST_WARNING": "false"},
+        env={"ANSIBLE_COLLECTIONS_PATH": str(INSTALLED)},
+        shows=f"playbook: {INSTALLED}/",
     ),
     Gate("changelog", [BIN / "antsibull-changelog", "lint"], cwd=TREE),
     Gate("mypy", [BIN / "mypy", "-p", "ansible_collections.stateful.dbops.plugins", "-p", "tests"], fast=True),

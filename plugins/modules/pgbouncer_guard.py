@@ -310,30 +310,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._core.arguments import endpoint_options, node_options
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
-from ..module_utils._postgresql.client import Endpoint, missing_driver
+from ..module_utils._postgresql.client import missing_driver
+from ..module_utils._runners.members import endpoint
 from ..module_utils._runners.pgbouncer_guard import Guard, Member, arm, disarm
-
-
-def _endpoint(words: dict[str, Any]) -> Endpoint:
-    return Endpoint(
-        name=words["name"],
-        host=words["login_host"],
-        port=words["login_port"],
-        user=words["login_user"],
-        password=words["login_password"] or "",
-        dbname=words["login_db"],
-        passfile=words["passfile"] or "",
-        ssl_mode=words["ssl_mode"],
-        ca_cert=words["ca_cert"] or "",
-        ssl_cert=words["ssl_cert"] or "",
-        ssl_key=words["ssl_key"] or "",
-        connect_params=tuple((str(key), str(value)) for key, value in words["connect_params"].items()),
-    )
 
 
 def _member(words: dict[str, Any]) -> Member:
     address = (words["address"] or words["login_host"], words["port"] or words["login_port"])
-    return Member(name=words["name"], endpoint=_endpoint(words), address=address)
+    return Member(name=words["name"], endpoint=endpoint(words), address=address)
 
 
 def _diff(changes: list[dict[str, str]]) -> dict[str, str]:
@@ -364,7 +348,7 @@ def main() -> None:
     guard = Guard(
         cluster=words["cluster"],
         operation=words["operation"],
-        pooler=_endpoint(words["pooler"]),
+        pooler=endpoint(words["pooler"]),
         config_file=words["pooler"]["config_file"],
         members=tuple(_member(node) for node in words["nodes"]),
         target=words["target"],

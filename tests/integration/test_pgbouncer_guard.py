@@ -51,9 +51,7 @@ class Standing:
             self.destroy()
         if self.cluster is None:
             self.cluster = Cluster.create(self.directory, members=("pg1", "pg2"), pooler=True)
-            self.cluster.node("pg1").sql(
-                "CREATE TABLE ticks (n bigint)", user=users.APPLICATION, dbname=users.DATABASE
-            )
+            self.cluster.node("pg1").sql("CREATE TABLE ticks (n bigint)", user=users.APPLICATION, dbname=users.DATABASE)
         return self.cluster
 
     def destroy(self) -> None:
@@ -86,10 +84,15 @@ def pooler(cluster: Cluster) -> Iterator[Pooler]:
     assert pooler is not None
     text = pooler.config_file.read_text()
     yield pooler
-    if pooler.running():
-        pooler.kill()
+    kill(pooler)
     pooler.config_file.write_text(text)
     pooler.start()
+
+
+def kill(pooler: Pooler) -> None:
+    """SIGKILL, ready to start again: PgBouncer refuses while its pid file names a process that was not reaped yet."""
+    pooler.kill()
+    (pooler.directory / "pgbouncer.pid").unlink()
 
 
 class Guarded:
@@ -119,6 +122,7 @@ class Guarded:
             capture_output=True,  # a dead-man that kept the pipes would keep us here
             text=True,
             timeout=60,
+            check=False,
             env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
         )
         answer: dict[str, Any] = json.loads(result.stdout)
@@ -380,11 +384,14 @@ def test_through_ansible_the_task_ends_and_the_deadman_lives(pooler: Pooler, gua
     playbook = tmp_path / "play.json"
     playbook.write_text(json.dumps(play))
     result = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", playbook]
-        + ["-e", f"ansible_python_interpreter={sys.executable}"],
+        [
+            *(Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local"),
+            *("-e", f"ansible_python_interpreter={sys.executable}", playbook),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
         env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "ansible")},
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -549,10 +556,12 @@ def test_a_pooler_that_hangs_costs_no_more_than_the_deadline(pooler: Pooler, con
 
 def test_a_restart_of_the_pooler_is_survived_by_resume(pooler: Pooler, console: PoolerConsole) -> None:
     console.pause(["accounts"], within(2))
-    pooler.kill()
-    threading.Timer(0.3, pooler.start).start()
+    kill(pooler)
+    starter = threading.Timer(0.3, pooler.start)
+    starter.start()
     console.resume(["accounts"], within(5))
-    assert in_memory(pooler)[1] is False
+    starter.join()
+    assert not in_memory(pooler)[1]
 
 
 def test_what_reload_has_loaded_is_read_back(cluster: Cluster, pooler: Pooler, console: PoolerConsole) -> None:

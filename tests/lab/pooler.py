@@ -40,6 +40,10 @@ class Pooler:
         return self.directory / "pgbouncer.log"
 
     @property
+    def pid_file(self) -> Path:
+        return self.directory / "pgbouncer.pid"
+
+    @property
     def version(self) -> str:
         """For reports: "pgbouncer 1.18"."""
         text = subprocess.run([_program(), "--version"], capture_output=True, text=True, check=True).stdout
@@ -65,7 +69,7 @@ class Pooler:
             "max_client_conn": 300,
             "ignore_startup_parameters": "extra_float_digits",
             "logfile": self.log,
-            "pidfile": self.directory / "pgbouncer.pid",
+            "pidfile": self.pid_file,
         }
         database = f"{users.DATABASE} = host={primary.host} port={primary.port} dbname={users.DATABASE}"
         lines = ["[databases]", database, "", "[pgbouncer]", *(f"{key} = {value}" for key, value in words.items())]
@@ -73,6 +77,9 @@ class Pooler:
 
     def start(self) -> None:
         """Start it as a daemon, and return when its console answers."""
+        if not self.running():
+            # Of one that was killed. PgBouncer believes it while nobody has reaped that process.
+            self.pid_file.unlink(missing_ok=True)
         result = subprocess.run(
             [_program(), "-q", "-d", self.config_file],
             cwd=self.directory,
@@ -84,7 +91,7 @@ class Pooler:
             **users.run_as(self.owner),
         )
         if result.returncode != 0:
-            raise LabError(f"{self.name}: pgbouncer did not start: {result.stderr.strip()}")
+            raise LabError(f"{self.name}: pgbouncer did not start, see {self.log}: {result.stderr.strip()}")
         wait_for(self._answers, seconds=10, what=f"the console of {self.name}, see {self.log}")
 
     def _answers(self) -> bool:
@@ -95,7 +102,7 @@ class Pooler:
 
     def pid(self) -> int | None:
         try:
-            pid = int((self.directory / "pgbouncer.pid").read_text())
+            pid = int(self.pid_file.read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None

@@ -248,8 +248,8 @@ class Node:
         shutil.copy(LAB_DIRECTORY / "service.py", self.directory / "service.py")
         (self.directory / "service.py").chmod(0o644)
         places = {"data_dir": self.data_dir, "config_dir": self.config_dir, "bin_dir": self.bin_dir}
-        description = {**{key: str(path) for key, path in places.items()}, "owner": self.owner}
-        users.write_file(self.directory / "service.json", json.dumps(description), self.owner, 0o644)
+        description = json.dumps({key: str(path) for key, path in places.items()})
+        users.write_file(self.directory / "service.json", description, self.owner, 0o644)
         self._write_settings(settings)
 
     def run(self, program: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:

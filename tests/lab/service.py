@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ POLL_SECONDS = 0.02
 
 
 class Unit:
-    """One server, as service.json has it: data_dir, config_dir, bin_dir, owner."""
+    """One server, as service.json has it: data_dir, config_dir, bin_dir. The directory's owner is the server's."""
 
     def __init__(self, directory: Path) -> None:
         description = json.loads((directory / "service.json").read_text())
@@ -36,16 +35,17 @@ class Unit:
         self.data_dir = Path(description["data_dir"])
         self.config_dir = Path(description["config_dir"])
         self.bin_dir = Path(description["bin_dir"])
-        self.owner: str = description["owner"]
         self.log = directory / "postgres.log"
 
-    def become_owner(self) -> None:
-        if self.owner and os.geteuid() == 0:
-            entry = pwd.getpwnam(self.owner)
+    def become_owner(self) -> bool:
+        """False for a stranger, who could not even tell whether the server runs."""
+        owner = self.directory.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
             os.setgroups([])
-            os.setgid(entry.pw_gid)
-            os.setuid(entry.pw_uid)
+            os.setgid(owner.st_gid)
+            os.setuid(owner.st_uid)
         os.umask(0o077)
+        return os.geteuid() == owner.st_uid
 
     def pid(self) -> int | None:
         """The running postmaster of this data directory; None when its pid file is left over or absent."""
@@ -144,7 +144,9 @@ def main(arguments: list[str]) -> int:
         print(f"usage: service.py <node directory> {'|'.join(verbs)}", file=sys.stderr)
         return 2
     unit = Unit(Path(arguments[0]))
-    unit.become_owner()
+    if not unit.become_owner():
+        print(f"run this as root or as the owner of {unit.directory}", file=sys.stderr)
+        return 4  # the LSB's number for insufficient privilege
     return {**verbs, "supervise": Unit.supervise}[arguments[1]](unit)
 
 

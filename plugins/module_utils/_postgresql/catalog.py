@@ -158,6 +158,8 @@ def read_node(session: Session) -> NodeFacts:
                        THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS write_timeline"""
     )[0]
     version_num = head["version_num"]
+    if version_num < 130000:  # its catalogs lack what is read below; this much is enough to refuse it by name
+        return NodeFacts(session.endpoint.name, version_num=version_num, in_recovery=head["in_recovery"])
     receiver = read_receiver(session)
     timeline = head["write_timeline"] or (receiver.timeline if receiver else 0) or head["checkpoint_timeline"]
     return NodeFacts(
@@ -196,9 +198,11 @@ def _settings(session: Session) -> dict[str, str]:
 
 
 def _senders(session: Session) -> tuple[WalSender, ...]:
+    """Where a receiver reports no flush position, a shutdown waits for what it has written (WalSndDone, walsender.c)."""
     rows = session.rows(
         """SELECT r.pid, r.application_name, coalesce(r.client_addr::text, '') AS client_addr, coalesce(r.state, '') AS state,
-                  r.flush_lsn::text, r.replay_lsn::text, coalesce(r.sync_state, '') AS sync_state,
+                  coalesce(r.flush_lsn, r.write_lsn)::text AS flush_lsn, r.replay_lsn::text,
+                  coalesce(r.sync_state, '') AS sync_state,
                   coalesce(s.slot_name, '') AS slot_name, coalesce(s.slot_type = 'logical', a.datname IS NOT NULL) AS logical
              FROM pg_stat_replication r
              LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
@@ -342,9 +346,20 @@ def _missing_privileges(session: Session, version_num: int) -> tuple[str, ...]:
     for function in ("pg_promote(boolean,integer)", "pg_reload_conf()"):
         if not session.value("SELECT has_function_privilege(%s, 'EXECUTE')", [function]):
             missing.append(f"GRANT EXECUTE ON FUNCTION {function}")
+    # CREATE ... IF NOT EXISTS asks for the privilege before it looks.
     if not session.value("SELECT has_database_privilege(current_database(), 'CREATE')"):
-        if not session.value("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'dbops')"):
-            missing.append("GRANT CREATE ON DATABASE")
+        missing.append("GRANT CREATE ON DATABASE")
+    missing += [
+        row["what"]
+        for row in session.rows(
+            """SELECT 'GRANT CREATE, USAGE ON SCHEMA dbops' AS what FROM pg_namespace
+                WHERE nspname = 'dbops' AND NOT (has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE'))
+               UNION ALL SELECT 'GRANT SELECT, INSERT, UPDATE ON dbops.operation' FROM pg_class
+                WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'dbops') AND relname = 'operation'
+                  AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+                           AND has_table_privilege(oid, 'UPDATE'))"""
+        )
+    ]
     if version_num < 150000:
         return (*missing, "SUPERUSER (before PostgreSQL 15 nobody else may ALTER SYSTEM)")
     if not session.value("SELECT pg_has_role('pg_checkpoint', 'USAGE')"):

@@ -125,7 +125,7 @@ class Phase(Enum):
     FRESH = "another member is the primary"
     STOPPED = "the old primary was stopped by an unfinished run; the candidate has not been promoted"
     ABANDONED = "an unfinished run stopped the old primary, and it cannot be proved that the candidate has everything"
-    PROMOTED = "the candidate was promoted by an unfinished run"
+    PROMOTED = "an unfinished run proved that the candidate has everything, and promoted it or was about to"
 
 
 def marker_slot(operation: str) -> str:
@@ -161,10 +161,10 @@ def derive_phase(request: Request, observed: Observed, *, own_operation: bool) -
     """
     writable = observed.writable()
     candidate = observed.nodes[request.candidate]
-    if request.candidate in writable:
+    if writable == [request.candidate]:
         return Phase.PROMOTED if own_operation else Phase.DONE
     if writable:
-        return Phase.FRESH
+        return Phase.FRESH  # also two primaries, which the checks of a fresh switchover refuse
     if not own_operation:
         return None
     if observed.local.promote_sent:
@@ -220,9 +220,10 @@ def _named(function: CheckFunction) -> CheckFunction:
 
 
 def base_checks(request: Request, observed: Observed) -> list[Check]:
-    """The checks without which no other can be judged: everybody answers, one primary, one system."""
+    """The checks without which no other can be judged: everybody answers and may be read, and there is one primary."""
     checks = [_nodes_reachable(observed), _one_primary(observed)]
     if all(check.status == "ok" for check in checks):
+        checks += [_versions(observed), _privileges(observed)]
         checks += [_candidate_is_standby(request, observed), _runs_on_primary(request, observed)]
     return checks
 
@@ -259,6 +260,28 @@ def _one_primary(observed: Observed) -> Check:
     return _verdict("one_primary", len(writable) != 1, found=found, expected="exactly one primary", remedy=remedy)
 
 
+def _versions(observed: Observed) -> Check:
+    majors = {name: facts.major for name, facts in observed.nodes.items()}
+    return _verdict(
+        "versions",
+        min(majors.values()) < OLDEST_MAJOR or len(set(majors.values())) > 1,
+        found=", ".join(f"{name}: {major}" for name, major in sorted(majors.items())),
+        expected=f"one major version, {OLDEST_MAJOR} or newer, on every member",
+        remedy="upgrade first; a switchover between major versions is a blue-green operation",
+    )
+
+
+def _privileges(observed: Observed) -> Check:
+    missing = {name: facts.missing_privileges for name, facts in observed.nodes.items() if facts.missing_privileges}
+    return _verdict(
+        "privileges",
+        bool(missing),
+        found="; ".join(f"{name} lacks {', '.join(what)}" for name, what in sorted(missing.items())) or "sufficient",
+        expected="the login role may read, checkpoint, promote, and alter the settings a switchover needs",
+        remedy="grant them on the primary (docs/runbooks/promote_replica.md, Least privilege, has the statements)",
+    )
+
+
 def _candidate_is_standby(request: Request, observed: Observed) -> Check:
     candidate = observed.nodes[request.candidate]
     return _verdict(
@@ -278,18 +301,6 @@ def _runs_on_primary(request: Request, observed: Observed) -> Check:
         found=f"the module runs for {request.node}, the primary is {primary}",
         expected="the module runs on the primary's host, where the server is stopped",
         remedy=f"run it on the host of {primary} with node={primary} (the role promote_replica does)",
-    )
-
-
-@_named
-def check_versions(request: Request, observed: Observed, primary: str) -> Check:
-    majors = {name: facts.major for name, facts in observed.nodes.items()}
-    return _verdict(
-        "versions",
-        min(majors.values()) < OLDEST_MAJOR or len(set(majors.values())) > 1,
-        found=", ".join(f"{name}: {major}" for name, major in sorted(majors.items())),
-        expected=f"one major version, {OLDEST_MAJOR} or newer, on every member",
-        remedy="upgrade first; a switchover between major versions is a blue-green operation",
     )
 
 
@@ -354,18 +365,6 @@ def check_manager_in_charge(request: Request, observed: Observed, primary: str) 
         found=", ".join(managers) or "none",
         expected="no other manager decides who is primary here",
         remedy="use that manager's own switchover command; a promotion behind its back ends in two primaries",
-    )
-
-
-@_named
-def check_privileges(request: Request, observed: Observed, primary: str) -> Check:
-    missing = {name: facts.missing_privileges for name, facts in observed.nodes.items() if facts.missing_privileges}
-    return _verdict(
-        "privileges",
-        bool(missing),
-        found="; ".join(f"{name} lacks {', '.join(what)}" for name, what in sorted(missing.items())) or "sufficient",
-        expected="the login role may read, checkpoint, promote, and alter the settings a switchover needs",
-        remedy="grant them on the primary (docs/runbooks/promote_replica.md, Least privilege, has the statements)",
     )
 
 
@@ -868,6 +867,8 @@ def check_pooler_wait(request: Request, observed: Observed, primary: str) -> Che
 CHECK_NAMES: tuple[str, ...] = (
     "nodes_reachable",
     "one_primary",
+    "versions",
+    "privileges",
     "candidate_is_standby",
     "runs_on_primary",
     *CHECKS,

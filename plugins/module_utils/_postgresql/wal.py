@@ -44,7 +44,7 @@ _CHECKPOINT_ONLINE = 0x10
 # A checkpoint record: header, two bytes that announce 88 bytes of main data, struct CheckPoint. The same from 13 to 18.
 _CHECKPOINT_OFFSET = _RECORD_HEADER.size + 2
 _CHECKPOINT_LENGTH = _CHECKPOINT_OFFSET + 88
-_CHECKPOINT = struct.Struct("<QII")  # redo, ThisTimeLineID, PrevTimeLineID; what follows is not needed
+_CHECKPOINT = struct.Struct("<QII48xq")  # redo, ThisTimeLineID, PrevTimeLineID, ..., time
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class ShutdownCheckpoint:
     timeline: int
     prev_timeline: int
     redo_lsn: int
+    time: int
+    """When the checkpoint began: Unix seconds by the primary's clock."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,11 @@ class _Wal:
             raise _Invalid("is not a checkpoint")
         if record.kind == _CHECKPOINT_ONLINE:
             raise _Invalid("is a checkpoint of a running server")
-        redo_lsn, timeline, prev_timeline = _CHECKPOINT.unpack_from(record.data, _CHECKPOINT_OFFSET)
+        redo_lsn, timeline, prev_timeline, time = _CHECKPOINT.unpack_from(record.data, _CHECKPOINT_OFFSET)
         # Nothing is written while a shutdown checkpoint is made, so its redo point is the record itself.
         if len(record.data) != _CHECKPOINT_LENGTH or redo_lsn != start_lsn or timeline != self._timeline:
             raise _Invalid(f"has redo {format_lsn(redo_lsn)}, timeline {timeline} and {len(record.data)} bytes")
-        return ShutdownCheckpoint(record.start_lsn, record.end_lsn, timeline, prev_timeline, redo_lsn)
+        return ShutdownCheckpoint(record.start_lsn, record.end_lsn, timeline, prev_timeline, redo_lsn, time)
 
 
 def _align(value: int) -> int:
@@ -201,9 +203,12 @@ def shutdown_checkpoint_ending_at(
 ) -> ShutdownCheckpoint | None:
     """The shutdown checkpoint of ``timeline`` that ends at ``end_lsn``, or None if another record, or none, ends there.
 
-    For the candidate's host when the old primary's is gone: is the last record replayed (``end_lsn`` =
-    ``pg_last_wal_replay_lsn()``) the last one the primary wrote? ``control`` is the candidate's own pg_control.
-    Raises DbopsError if the segment is missing or unreadable.
+    For the candidate's host when the old primary's is gone: ``end_lsn`` is its ``pg_last_wal_replay_lsn()`` and
+    ``control`` its own pg_control. Raises DbopsError if the segment is missing or unreadable.
+
+    The record alone does not prove that the primary wrote nothing later: it may have been started again, and a primary
+    writes the same record at the end of crash recovery. The caller must know that neither happened: ``time`` is later
+    than its order to stop, and standby.signal was planted before it.
     """
     wal = _Wal(data_dir, control, timeline)
     try:

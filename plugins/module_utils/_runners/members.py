@@ -110,6 +110,8 @@ def read_pooler(
         state = console.state(deadline)
     except DbopsError as error:
         return PoolerFacts(name=name, error=f"{name}: {error.found}")
+    if not state.is_admin(console.endpoint.user):
+        return PoolerFacts(name=name, error=f"{name}: {console.endpoint.user} may look, but is not in admin_users")
     addresses = {(member.address, member.port) for member in cluster.values()}
     addresses |= {(member.login_host, member.login_port) for member in cluster.values()}
     return PoolerFacts(

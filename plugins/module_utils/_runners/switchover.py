@@ -340,7 +340,8 @@ class Switchover:
         if phase is Phase.PROMOTED:
             self._recall_proof(journal, observed)
             self.runner.committed = True
-            return self._carry_out(hands[names.index("promote") + 1 :])
+            # From the promotion itself: a run that was killed may not have sent it, and asking twice is harmless.
+            return self._carry_out(hands[names.index("promote") :])
         if phase is Phase.STOPPED and self._proof_possible(observed):
             return self._carry_out(hands[names.index("prove") :], undo_from=hands[: names.index("prove")])
         if self.request.node != plan.old_primary:

@@ -109,6 +109,17 @@ def test_the_service_is_idempotent(cluster: Cluster, standby: Node) -> None:
     cluster.wait_streaming(["pg2"])
 
 
+def test_the_service_is_for_root_and_the_owner(standby: Node) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can try it as somebody else")
+    result = subprocess.run(
+        standby.service["stop"], check=False, capture_output=True, text=True, user="nobody", cwd="/"
+    )
+    assert (result.returncode, standby.running()) == (4, True)
+    assert "as root or as the owner" in result.stderr
+    assert subprocess.run(standby.service["start"], check=False, user=standby.owner, cwd="/").returncode == 0
+
+
 def test_a_start_that_fails_says_why(cluster: Cluster, standby: Node) -> None:
     standby.stop()
     standby.configure(shared_buffers="nonsense")
@@ -181,6 +192,10 @@ def test_a_full_disk_is_full_and_healed(cluster: Cluster, standby: Node) -> None
 def test_destroy_ends_orphans_of_a_killed_postmaster(tmp_path: Path) -> None:
     with Cluster.create(tmp_path, members=("pg1",)) as orphaned:
         node = orphaned.node("pg1")
+        archiving = f"sleep 9{node.port}"  # nobody else's
+        node.configure(archive_command=archiving)
+        node.sql("SELECT pg_switch_wal()")
+        wait_for(lambda: archiving in command_lines(), seconds=5, what="the archive command")
         pid, writer = node.pid(), node.process("checkpointer")
         assert pid
         faults.freeze(writer)
@@ -188,6 +203,7 @@ def test_destroy_ends_orphans_of_a_killed_postmaster(tmp_path: Path) -> None:
         wait_for(lambda: not node.running(), seconds=5, what="the postmaster to end")
         assert alive(writer[0])
     assert not alive(writer[0])
+    assert archiving not in command_lines()
 
 
 def test_ports_are_no_ephemeral_ones() -> None:

@@ -127,8 +127,8 @@ def test_a_session_ended_in_commit_is_unknown(writers: Writers, node: Node) -> N
         node.configure(synchronous_standby_names="")
         time.sleep(0.2)
     verdict = judge(writers, node)
-    # Most of the 20 were in COMMIT; the others waited for an account that one of those had locked, and failed.
-    assert verdict.unknown == verdict.unknown_committed > 10
+    # Most of the 20 were in COMMIT; the others waited for an account that one of those had locked.
+    assert verdict.unknown >= verdict.unknown_committed > 10
     assert verdict.ok
 
 
@@ -207,38 +207,29 @@ def test_sampler_sees_a_standby_that_falls_behind(cluster: Cluster, node: Node) 
     sampler.start()
     standby.sql("SELECT pg_wal_replay_pause()")
     node.sql("CREATE TABLE ballast AS SELECT generate_series(1, 20000)", user="app", dbname="accounts")
-    time.sleep(0.5)
+    wait_for(lambda: any(s.lag > 1_000_000 for s in sampler.samples), seconds=10, what="the lag to be seen")
     standby.sql("SELECT pg_wal_replay_resume()")
     node.sql("DROP TABLE ballast", user="app", dbname="accounts")
-    time.sleep(0.5)
-    samples = sampler.stop()
-    assert {sample.standby for sample in samples} == {"pg2"}
-    assert max(sample.lag for sample in samples) > 1_000_000
-    assert samples[-1].lag < 10_000
+    wait_for(lambda: sampler.samples[-1].lag < 10_000, seconds=10, what="the lag to be gone")
+    assert {sample.standby for sample in sampler.stop()} == {"pg2"}
 
 
-def test_writers_that_cannot_log_in_say_why(node: Node, tmp_path: Path) -> None:
-    writers = Writers(tmp_path, [(node.host, node.port)], password="no such password")
-    with pytest.raises(RuntimeError, match="password authentication failed"):
-        writers.start(wait_seconds=1.0)
-
-
-def test_the_password_is_in_no_argument_and_no_log(cluster: Cluster, node: Node, tmp_path: Path) -> None:
-    secret = "canary-4711"  # the name of a role as well as its password: a refused login names the role
+def test_a_refused_login_says_why_and_shows_no_password(node: Node, tmp_path: Path) -> None:
+    secret = "canary-4711"
     writers = Writers(tmp_path, [(node.host, node.port)], password=secret)
-    seen: list[bytes] = []
+    arguments: list[bytes] = []
 
     def look() -> None:
-        wait_for(lambda: (tmp_path / "writer.log").exists(), seconds=5, what="the writer to start")
-        seen.extend(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline"))
+        wait_for(lambda: writers.log.exists(), seconds=5, what="the writer to start")
+        arguments.append(Path(f"/proc/{writers.pid}/cmdline").read_bytes())
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    with pytest.raises(RuntimeError) as error:
-        writers.start(wait_seconds=1.0)
+    with pytest.raises(RuntimeError, match="password authentication failed") as error:
+        writers.start(wait_seconds=4.0)
     watcher.join()
-    assert any(b"tests.lab.writer" in line for line in seen)
-    assert not any(secret.encode() in line for line in seen)
+    assert b"tests.lab.writer" in arguments[0]
+    assert secret.encode() not in arguments[0]
     assert secret not in str(error.value)
     assert secret not in writers.log.read_text()
     assert (tmp_path / "writer.json").stat().st_mode & 0o777 == 0o600
@@ -251,14 +242,14 @@ def test_writers_end_when_their_parent_dies(cluster: Cluster, node: Node, tmp_pa
         f" passfile={str(cluster.lab_passfile)!r}); w.start(); print(w.pid, flush=True); os._exit(0)"
     )
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
-    wait_for(lambda: not alive(int(output.stdout)), seconds=5, what="the orphaned writer to end")
+    wait_for(lambda: not alive(int(output.stdout)), seconds=15, what="the orphaned writer to end")
 
 
 def test_writers_end_when_their_time_is_over(cluster: Cluster, node: Node, tmp_path: Path) -> None:
     writers = Writers(
-        tmp_path, [(node.host, node.port)], passfile=str(cluster.lab_passfile), connections=2, max_seconds=1.0
+        tmp_path, [(node.host, node.port)], passfile=str(cluster.lab_passfile), connections=2, max_seconds=2.0
     )
     writers.start()
-    wait_for(lambda: not writers.running(), seconds=5, what="the writer to end by itself")
+    wait_for(lambda: not writers.running(), seconds=15, what="the writer to end by itself")
     writers.stop()
     assert judge(writers, node).ok

@@ -9,7 +9,7 @@ import base64
 import json
 import time
 import zlib
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_pg_controldata_of_the_same_major_agrees(major: int, answer: dict[str, A
     }
 
     def moment(seconds: int) -> str:
-        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%a %b %e %H:%M:%S %Y")
+        return datetime.fromtimestamp(seconds, UTC).strftime("%a %b %e %H:%M:%S %Y")
 
     def on(flag: bool) -> str:
         return "on" if flag else "off"
@@ -115,11 +115,11 @@ def test_no_flipped_bit_goes_unnoticed(where: tuple[int, int]) -> None:
     major, bit = where
     damaged = bytearray(BYTES[major, "shut down"])
     damaged[bit // 8] ^= 1 << bit % 8
-    try:
+    if 8 <= bit // 8 < 12:
+        with pytest.raises(DbopsError, match="pg_control_version"):
+            parse_control(bytes(damaged))
+    else:
         assert parse_control(bytes(damaged)) is None
-    except DbopsError as error:
-        assert 8 <= bit // 8 < 12, "only the version may be refused by name"
-        assert "pg_control_version" in error.found
 
 
 @given(st.sampled_from(MAJORS), st.integers(0, 512), st.booleans())
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_names_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DbopsError, match="No such file.*check data_dir"):
+    with pytest.raises(DbopsError, match=r"No such file.*check data_dir"):
         read_control(tmp_path)
 
 

@@ -111,6 +111,13 @@ def test_a_port_is_added_where_the_default_no_longer_fits() -> None:
     assert changes == [{"database": "a", "before": "10.0.0.1:5432", "after": "Db4.Example:6000"}]
 
 
+def test_a_host_is_quoted_where_a_connection_string_needs_it() -> None:
+    members = {"pg1": ("10.0.0.1", 5432), "here": ("/run/bob's pg", 5432)}
+    text, _changes = repoint("[databases]\na = host=10.0.0.1 dbname=x\n", members, "here")
+    assert text == "[databases]\na = host='/run/bob''s pg' dbname=x\n"
+    assert leads(text) == [("a", "/run/bob's pg", 5432)]
+
+
 def test_a_list_of_hosts_with_a_member_is_refused_and_found_as_a_route() -> None:
     text = "[databases]\na = host=10.0.0.9,10.0.0.1\n"
     with pytest.raises(DbopsError, match="host list"):

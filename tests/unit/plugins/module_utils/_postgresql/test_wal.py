@@ -68,7 +68,8 @@ class Case:
 
     @property
     def expected(self) -> ShutdownCheckpoint:
-        return ShutdownCheckpoint(self.start, self.end, timeline=1, prev_timeline=1, redo_lsn=self.start)
+        time = self.control.checkpoint_time  # test_control.py compares it with pg_controldata and SQL
+        return ShutdownCheckpoint(self.start, self.end, timeline=1, prev_timeline=1, redo_lsn=self.start, time=time)
 
 
 @cache
@@ -165,7 +166,8 @@ def test_a_whole_record_of_a_recycled_segment_is_no_successor(tmp_path: Path, ma
 
 def record_bytes(case: Case) -> list[tuple[int, int]]:
     """Page and offset of each byte of the record."""
-    found, at = [], case.start
+    found: list[tuple[int, int]] = []
+    at = case.start
     while len(found) < 114:
         if at % PAGE == 0:
             at += 40 if at % SEGMENT == 0 else 24
@@ -195,6 +197,14 @@ def test_no_other_position_passes_for_the_end(where: tuple[int, str], distance: 
         for neighbour in (case.start - SEGMENT, case.end + SEGMENT):
             (data_dir / "pg_wal" / wal_segment_name(1, neighbour, SEGMENT)).touch()
         assert shutdown_checkpoint_ending_at(data_dir, case.control, timeline=1, end_lsn=case.end + distance) is None
+
+
+@pytest.mark.parametrize(("name", "header"), [("ends_with_page", 24), ("ends_with_segment", 40)])
+def test_the_insert_position_behind_a_page_header_is_no_end(tmp_path: Path, name: str, header: int) -> None:
+    """``pg_current_wal_insert_lsn()`` would say this; ``pg_last_wal_replay_lsn()`` never does."""
+    case = cases(18)[name]
+    data_dir = data_directory(tmp_path, case.pages)
+    assert shutdown_checkpoint_ending_at(data_dir, case.control, timeline=1, end_lsn=case.end + header) is None
 
 
 def forged(case: Case, offset: int, content: bytes) -> Pages:

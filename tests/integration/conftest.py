@@ -1,0 +1,43 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One real cluster per PostgreSQL version, one version at a time, shared by all tests of that version.
+
+pytest sorts tests by the parameter of a session fixture, so that each version's cluster is made once. Tests speak of
+the primary, the candidate and the sibling and not of pg1 and pg2: who is who changes from test to test. What does not
+change is that a test leaves the cluster well and configured as it found it; where one does not, it fails, and the next
+one gets a new cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.scene import Scene, Standing, configuration, illness
+
+VERSIONS = ("13", "15", "18")
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def standing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    """A primary with two standbys and a PgBouncer; parametrize with ``indirect`` for less than all versions."""
+    standing = Standing(tmp_path_factory.mktemp(f"pg{request.param}") / "lab", request.param, pooler=True)
+    yield standing
+    standing.destroy()
+
+
+@pytest.fixture
+def scene(standing: Standing) -> Iterator[Scene]:
+    yield from borrowed(standing)
+
+
+def borrowed(standing: Standing) -> Iterator[Scene]:
+    cluster = standing.get()
+    before = configuration(cluster)
+    yield Scene(cluster)
+    standing.touched = True
+    assert not illness(cluster), illness(cluster)
+    assert configuration(cluster) == before
+    standing.touched = False
