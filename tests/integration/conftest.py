@@ -3,10 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One real cluster per PostgreSQL version, one version at a time, shared by all tests of that version.
 
-pytest sorts tests by the parameter of a session fixture, so that each version's cluster is made once. Tests speak of
-the primary, the candidate and the sibling and not of pg1 and pg2: who is who changes from test to test. What does not
-change is that a test leaves the cluster well and configured as it found it; where one does not, it fails, and the next
-one gets a new cluster.
+Tests speak of the primary, the candidate and the sibling and not of pg1 and pg2: who is who changes from test to test.
+What does not change is that a test leaves the cluster well and configured as it found it; where one does not, it fails,
+and the next one gets a new cluster.
 """
 
 from __future__ import annotations
@@ -18,6 +17,12 @@ import pytest
 from tests.integration.scene import Scene, Standing, configuration, illness
 
 VERSIONS = ("13", "15", "18")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of one version after another. What pytest does by itself sorts by other parameters, too."""
+    items.sort(key=lambda item: getattr(item, "callspec", None) and str(item.callspec.params.get("standing", "")) or "")
 
 
 @pytest.fixture(scope="session", params=VERSIONS)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ class Standing:
 class Scene:
     """A cluster and who is who in it when the test begins. With two members there is no sibling."""
 
-    _arguments: dict[tuple[Path, str, str], dict[str, Any]] = {}
+    _arguments: dict[tuple[int, int, int], dict[str, Any]] = {}
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -72,10 +73,10 @@ class Scene:
         """replica_promote's arguments, made once for each cluster and pair: what the role sees on the other hosts
         costs a module run for each of them."""
         candidate, node = candidate or self.candidate, node or self.primary
-        key = (self.primary.directory, candidate.name, node.name)
+        key = (self.primary.port, candidate.port, node.port)
         if key not in self._arguments:
             self._arguments[key] = switchover_arguments(self.cluster, candidate.name, node.name)
-        return dict(self._arguments[key])
+        return copy.deepcopy(self._arguments[key])
 
     def promote(self, *, check: bool = False, **changes: Any) -> dict[str, Any]:
         return run_module("replica_promote", {**self.arguments(), **changes}, check=check)
@@ -308,3 +309,34 @@ def _load(scene: Scene, text: str, *, restart: bool) -> None:
         scene.pooler.start()
     else:
         scene.pooler.console("RELOAD")
+
+
+# ---------------------------------------------------------------------------------------------------------- the archive
+
+
+def holes(cluster: Cluster) -> list[str]:
+    """WAL segments that are missing in the archive: within a timeline, or where one takes over from the one before.
+
+    The segment in which a timeline ends is archived under the next timeline's name, with what it had up to the fork.
+    """
+    found: dict[int, set[int]] = {}
+    for path in cluster.archive.iterdir():
+        if re.fullmatch(r"[0-9A-F]{24}", path.name):
+            timeline, log, segment = (int(path.name[at : at + 8], 16) for at in (0, 8, 16))
+            found.setdefault(timeline, set()).add(log * 256 + segment)
+    missing = []
+    for timeline, numbers in sorted(found.items()):
+        first, last = min(numbers), max(numbers)
+        if timeline - 1 in found:
+            first = min(first, max(found[timeline - 1]) + 1)
+            missing += [f"{timeline:08X}.history"] * (not (cluster.archive / f"{timeline:08X}.history").exists())
+        missing += [f"{timeline:08X}{n // 256:08X}{n % 256:08X}" for n in range(first, last + 1) if n not in numbers]
+    return missing
+
+
+def archive_all(node: Node) -> None:
+    """What this primary has written so far is in the archive on return."""
+    segment = node.sql("SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'x'))")[0][0]
+    node.sql("SELECT pg_switch_wal()")
+    archived = "SELECT last_archived_wal >= %s FROM pg_stat_archiver"
+    wait_for(lambda: node.sql(archived, (segment,)) == [(True,)], seconds=30, what=f"{segment} to be archived")

@@ -587,7 +587,7 @@ def test_a_warning_refuses_nothing(scene: Scene) -> None:
         result = scene.promote(check=True)
     assert result["state"] == "would switch over"
     assert [item["name"] for item in result["checks"] if item["status"] != "ok"] == ["rewind_ready"]
-    assert any("[rewind_ready]" in warning for warning in result["warnings"])
+    assert any("[rewind_ready]" in str(warning) for warning in result["warnings"])
 
 
 ALONE["rewind_ready"] = test_a_warning_refuses_nothing.__name__

@@ -41,6 +41,7 @@ FORWARD_SECONDS = 60.0
 UNDO_SECONDS = 60.0
 DRAIN_SHARE = 0.4  # of the pause: the rest is needed to stop, prove and promote
 POLL_SECONDS = 0.002
+LAST_LOOK_SECONDS = 0.25
 PROMOTE_AGAIN_SECONDS = 0.15
 
 
@@ -427,8 +428,13 @@ class Switchover:
         state = "rolled back"
         if self.runner.undo_errors:
             state = "rollback unfinished"
-            error.found += f"; while rolling back: {'; '.join(self.runner.undo_errors)}"
-            error.remedy = "mend what is named and run again: the second run goes on from here. " + error.remedy
+            assert self.plan is not None
+            back = self._writable(self.plan.old_primary)
+            error.found += (
+                f"; {self.plan.old_primary} {'accepts writes again' if back else 'does not accept writes yet'}; while rolling"
+                f" back: {'; '.join(self.runner.undo_errors)}"
+            )
+            error.remedy = "mend what is named and run again: the second run undoes the rest first. " + error.remedy
         else:
             self._close("rolled_back")
             error.remedy += f". It was rolled back: {self.plan.old_primary if self.plan else 'the old primary'} is the primary"
@@ -549,7 +555,9 @@ class Switchover:
         candidate = self.sessions.to(self._plan.candidate)
 
         def replayed() -> str:
-            return candidate.value("SELECT pg_last_wal_replay_lsn()::text", deadline=deadline) or "0/0"
+            # The last look may not be cut short by the deadline of the wait: it would say "no answer", not where it is.
+            call = Deadline.after(self.clock, max(deadline.left(), LAST_LOOK_SECONDS))
+            return candidate.value("SELECT pg_last_wal_replay_lsn()::text", deadline=call) or "0/0"
 
         return parse_lsn(
             wait_until(

@@ -1,0 +1,462 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One real fault in the middle of a switchover under load: nothing acknowledged is lost, and a second run converges."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.scene import Scene, ledger_database, scene
+from tests.lab import faults
+from tests.lab.checker import read_log
+from tests.lab.cluster import Cluster
+from tests.lab.operation import ModuleRun, journals
+from tests.lab.server import Node, wait_for
+from tests.lab.writer import Writers
+
+
+class _Stages:
+    """One scene for the tests of this module; a test that leaves it broken does not take the others with it."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self._stack = ExitStack()
+        self._stage: Scene | None = None
+
+    def ready(self) -> Scene:
+        if self._stage is None:
+            directory = self._factory.mktemp("faults")
+            self._stage = self._stack.enter_context(scene(directory, os.environ.get("DBOPS_VERSION", "18")))
+        return self._stage
+
+    def end(self) -> None:
+        self._stack.close()
+        self._stage = None
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Stages]:
+    ready = _Stages(tmp_path_factory)
+    yield ready
+    ready.end()
+
+
+@pytest.fixture
+def stage(stages: _Stages, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    failed = request.session.testsfailed
+    yield stages.ready()
+    if request.session.testsfailed > failed:
+        stages.end()
+    else:
+        stages.ready().check_ledger()
+
+
+class Act:
+    """A run that can be held at a step (SIGSTOP), so that a fault comes at a known moment."""
+
+    def __init__(self, stage: Scene, **changes: Any) -> None:
+        self.stage = stage
+        self.old, self.candidate = stage.names()
+        self.before = set(journals(stage.cluster, self.old))
+        stage.guard("armed", self.candidate)
+        self.run: ModuleRun = stage.start(self.candidate, self.old, **changes)
+
+    @property
+    def old_node(self) -> Node:
+        return self.stage.cluster.node(self.old)
+
+    @property
+    def new_node(self) -> Node:
+        return self.stage.cluster.node(self.candidate)
+
+    def _reached(self, step: str) -> bool:
+        found = set(journals(self.stage.cluster, self.old)) - self.before
+        return any(f'"event": "start", "op": "{path.stem}"' in line and f'"step": "{step}"' in line
+                   for path in found for line in path.read_text().splitlines())  # fmt: skip
+
+    @contextmanager
+    def held_at(self, step: str) -> Iterator[None]:
+        until = time.monotonic() + 60
+        while not self._reached(step):
+            assert self.run.process.poll() is None, self.run.result()
+            assert time.monotonic() < until, f"the run never began {step}"
+            time.sleep(0.001)
+        self.run.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.run.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> dict[str, Any]:
+        """The run's result; then the poolers are released as the role does it."""
+        result = self.run.result()
+        writable = self.stage.writable()
+        if len(writable) == 1:
+            self.stage.guard("disarmed", writable[0])
+        return result
+
+    def converge(self) -> None:
+        self.stage.converge(self.candidate, self.old)
+        self.stage.assert_settled(self.candidate, self.old)
+
+
+def assert_rolled_back(act: Act, result: dict[str, Any], *, says: str) -> None:
+    assert result["state"] == "rolled back", result
+    assert says in result["found"], result["found"]
+    assert result["remedy"]
+    assert act.stage.writable() == [act.old]
+    assert not (act.old_node.data_dir / "standby.signal").exists()
+    assert act.new_node.sql("SELECT count(*) FROM pg_replication_slots") == [(0,)]
+
+
+def pooled_errors(stage: Scene, since: float) -> list[str]:
+    return [entry.error for entry in read_log(stage.writers[0].log) if entry.error and entry.wall >= since]
+
+
+# ---------------------------------------------------------------------------------------------------------- replication
+
+
+def test_walreceiver_frozen_before_the_pause(stage: Scene) -> None:
+    """pg_stat_replication still says streaming and lag is small: the intent never arrives, and nobody was paused."""
+    old, candidate = stage.names()
+    began = time.time()
+    with faults.frozen(stage.cluster.node(candidate).process("walreceiver")):
+        act = Act(stage, max_lag_bytes=1 << 30)
+        result = act.end()
+    assert_rolled_back(act, result, says="after 5.")
+    assert result["pause_ms"] is None or result["pause_ms"] == 0, result["pause_ms"]
+    assert not pooled_errors(stage, began)
+    act.converge()
+
+
+def test_walreceiver_frozen_in_the_pause(stage: Scene) -> None:
+    """The scene in which other tools report success and lose rows: no proof, no promotion."""
+    began = time.time()
+    act = Act(stage, max_pause_ms=3000)
+    with act.held_at("checkpoints"):
+        frozen = act.new_node.process("walreceiver")
+        faults.freeze(frozen)
+    try:
+        result = act.run.result()
+    finally:
+        faults.thaw(frozen)
+    assert_rolled_back(act, result, says="after")
+    assert not pooled_errors(stage, began), "pooled clients must see latency only"
+    stage.guard("disarmed", act.old)
+    act.converge()
+
+
+def test_replication_cut_before_the_stop(stage: Scene) -> None:
+    began = time.time()
+    act = Act(stage, max_pause_ms=3000)
+    with act.held_at("checkpoints"):
+        cut = faults.cut_replication(act.old_node)
+        cut.__enter__()
+    try:
+        result = act.run.result()
+    finally:
+        cut.__exit__(None, None, None)
+    assert_rolled_back(act, result, says="after")
+    assert not pooled_errors(stage, began)
+    stage.guard("disarmed", act.old)
+    stage.cluster.wait_streaming({act.candidate})
+    act.converge()
+
+
+# ------------------------------------------------------------------------------------------------------------ candidate
+
+
+def test_candidate_killed_before_the_promotion(stage: Scene) -> None:
+    began = time.time()
+    act = Act(stage)
+    with act.held_at("stop"):
+        act.new_node.kill()
+    result = act.run.result()
+    # What was prepared on the candidate cannot be undone while it is down; the clients are back all the same.
+    assert result["state"] == "rollback unfinished", result
+    assert f"{act.old} accepts writes again" in result["found"]
+    assert stage.writable() == [act.old]
+    assert not pooled_errors(stage, began)
+    stage.guard("disarmed", act.old)
+    act.new_node.start()
+    stage.cluster.wait_streaming({act.candidate})
+    act.converge()
+
+
+def test_candidate_killed_while_it_is_promoted(stage: Scene) -> None:
+    """Past the point of no return there is no way back: the run says so, and the next one finishes."""
+    act = Act(stage)
+    with act.held_at("promote"):
+        act.new_node.kill()
+    result = act.run.result()
+    assert result["state"] == "unfinished", result
+    assert stage.writable() == []
+    assert act.candidate in result["found"]
+    act.new_node.start()
+    act.converge()
+
+
+def test_full_disk_on_the_candidate(tmp_path: Path) -> None:
+    with scene(tmp_path, os.environ.get("DBOPS_VERSION", "18"), connections=3) as stage:
+        candidate = stage.names()[1]
+        try:
+            faults.small_disk(stage.cluster.node(candidate))
+        except faults.NotPossible as why:
+            pytest.skip(f"NOT TESTED: {why}")
+        stage.cluster.wait_streaming({candidate})
+        act = Act(stage, max_pause_ms=3000, min_free_bytes=0)
+        with act.held_at("checkpoints"):
+            disk = faults.full_disk(act.new_node)
+            disk.__enter__()
+        try:
+            result = act.run.result()
+        finally:
+            disk.__exit__(None, None, None)
+        # Either it had room for the last WAL and was promoted, or not and nothing was: never in between.
+        writable = stage.writable()
+        if result["state"] == "rolled back":
+            assert writable == [act.old]
+        else:
+            assert writable in ([act.candidate], []), (writable, result)
+        if not act.new_node.running():
+            act.new_node.start()
+        if writable:
+            stage.guard("disarmed", writable[0])
+        wait_for(lambda: len(stage.writable()) == 1, seconds=60, what="one primary")
+        if stage.writable() == [act.old]:
+            stage.cluster.wait_streaming({act.candidate})
+        act.converge()
+        stage.check_ledger()
+
+
+# ---------------------------------------------------------------------------------------------------------- old primary
+
+
+def test_slow_archive_command_does_not_extend_the_pause(stage: Scene) -> None:
+    old, _ = stage.names()
+    with faults.slow_archive(stage.cluster.node(old), 3):
+        act = Act(stage)
+        result = act.end()
+    assert result.get("state") == "switched over", result
+    steps = {step["step"]: step["duration_ms"] for step in result["timeline"]}
+    # The old server ends only when its archiver has: that is waited for after the clients go on.
+    assert steps["rejoin"] > result["pause_ms"], (steps, result["pause_ms"])
+    assert result["archive"]["missing"] == []
+    stage.assert_settled(act.candidate, act.old)
+
+
+def test_service_manager_starts_the_old_primary_again(stage: Scene) -> None:
+    """standby.signal was planted before the stop: whoever starts it starts a standby."""
+    old, _ = stage.names()
+    with faults.restart_watcher(stage.cluster.node(old)):
+        act = Act(stage)
+        result = act.end()
+        assert len(stage.writable()) == 1
+        if result.get("failed"):
+            assert result["state"] in ("rolled back", "unfinished"), result
+            act.converge()
+    stage.assert_settled(act.candidate, act.old)
+
+
+def test_pause_exceeded_because_the_old_primary_does_not_stop(stage: Scene) -> None:
+    began = time.time()
+    act = Act(stage, max_pause_ms=2000)
+    with act.held_at("pause_poolers"):
+        frozen = act.old_node.process("checkpointer")
+        faults.freeze(frozen)
+    result = act.run.result()
+    faults.thaw(frozen)
+    assert_rolled_back(act, result, says="shutting down" if act.stage.cluster.major else "")
+    assert not pooled_errors(stage, began)
+    stage.guard("disarmed", act.old)
+    act.converge()
+
+
+# --------------------------------------------------------------------------------------------------------------- clients
+
+
+@pytest.mark.parametrize("through", ["pooler", "direct"])
+def test_transaction_that_stays_open(stage: Scene, through: str) -> None:
+    """Through the pooler PAUSE waits for it: past its share of the pause everything is resumed. Directly it is cut
+    off, as any direct client is; its transaction is not committed anywhere."""
+    act = Act(stage, max_pause_ms=2000)
+    with act.held_at("checkpoints"):
+        if through == "pooler":
+            pooler = stage.cluster.pooler
+            assert pooler is not None
+            session = act.old_node.connect("app", ledger_database(), port=pooler.port)
+        else:
+            session = act.old_node.connect("app", ledger_database())
+        session.autocommit = False
+        session.cursor().execute("INSERT INTO dbops_probe (node) VALUES ('open transaction')")
+    result = act.run.result()
+    session.close()
+    if through == "pooler":
+        assert_rolled_back(act, result, says="busy")
+        stage.guard("disarmed", act.old)
+        act.converge()
+    else:
+        assert result.get("state") == "switched over", result
+        stage.guard("disarmed", act.candidate)
+        stage.assert_settled(act.candidate, act.old)
+    found = stage.cluster.primary().sql("SELECT count(*) FROM dbops_probe WHERE node = 'open transaction'", dbname=ledger_database())
+    assert found == [(0,)]
+
+
+def test_prepared_transaction_is_refused(stage: Scene) -> None:
+    old, candidate = stage.names()
+    node = stage.cluster.node(old)
+    if node.sql("SHOW max_prepared_transactions") == [("0",)]:
+        for each in stage.cluster.nodes:
+            each.configure(max_prepared_transactions="5")
+        for each in (*stage.cluster.standbys(), node):
+            each.stop()
+        node.start()
+        for each in stage.cluster.nodes:
+            each.start()
+        stage.cluster.wait_streaming({each.name for each in stage.cluster.nodes} - {old})
+    with node.connect("app", ledger_database()) as session, session.cursor() as cursor:
+        cursor.execute("BEGIN; INSERT INTO dbops_probe (node) VALUES ('prepared'); PREPARE TRANSACTION 'in doubt'")
+    result = stage.switch(candidate, old)
+    assert result["state"] == "refused"
+    assert "[prepared_transactions]" in result["found"]
+    node.sql("ROLLBACK PREPARED 'in doubt'", user="app", dbname=ledger_database())
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+def test_superuser_who_turns_read_only_off(stage: Scene) -> None:
+    """The fence is the shutdown itself: there is no setting that a session could turn off."""
+    cluster = stage.cluster
+    rude = Writers(
+        stage.directory / "rude", [(node.host, node.port) for node in cluster.nodes], user="postgres", connections=4,
+        think_ms=1.0, passfile=str(cluster.lab_passfile),
+    )  # fmt: skip
+    rude.config.conninfo["options"] = "-c default_transaction_read_only=off"
+    stage.writers.append(rude)
+    rude.start()
+    old, candidate = stage.names()
+    result = stage.switch(candidate, old)
+    assert result.get("state") == "switched over", result
+    stage.assert_settled(candidate, old)
+    stage.check_ledger()
+    stage.writers.remove(rude)
+    rude.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------- pooler
+
+
+def test_pooler_unreachable_at_resume(stage: Scene) -> None:
+    """It hangs while the candidate is promoted: the rest of the cluster is finished, and the next run resumes it."""
+    pooler = stage.cluster.pooler
+    assert pooler is not None
+    act = Act(stage)
+    with act.held_at("promote"):
+        pooler.suspend()
+    try:
+        result = act.run.result()
+        assert result["state"] == "unfinished", result
+        assert pooler_name(stage.cluster) in result["found"]
+        assert stage.writable() == [act.candidate]
+    finally:
+        pooler.resume()
+    act.converge()
+
+
+def pooler_name(cluster: Cluster) -> str:
+    return cluster.poolers[0].name
+
+
+@pytest.mark.parametrize("failpoint", ["stop:after", "promote:after"])
+def test_nobody_runs_again_and_the_dead_man_resumes(stage: Scene, failpoint: str) -> None:
+    """Promoted: clients go on at the candidate. Nobody writable: they are let go at the hard limit, no earlier."""
+    old, candidate = stage.names()
+    pooler = stage.cluster.pooler
+    assert pooler is not None
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint=failpoint).result()
+
+    def state() -> tuple[int, int]:
+        row = next(row for row in pooler.console("SHOW DATABASES") if row["name"] == ledger_database())
+        return int(row["port"]), int(row["paused"])
+
+    assert state() == (stage.cluster.node(old).port, 1)
+    if failpoint == "promote:after":
+        wait_for(lambda: state() == (stage.cluster.node(candidate).port, 0), seconds=20, what="the dead-man resumes")
+    else:
+        time.sleep(10)
+        assert state()[1] == 1, "resumed although nobody is writable"
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+# ------------------------------------------------------------------------------------------------------------------ runs
+
+
+def test_two_runs_started_together(stage: Scene) -> None:
+    old, candidate = stage.names()
+    stage.guard("armed", candidate)
+    runs = [stage.start(candidate, old) for _ in range(2)]
+    results = [run.result() for run in runs]
+    stage.guard("disarmed", stage.writable()[0])
+    done = [result for result in results if result.get("state") == "switched over"]
+    refused = [result for result in results if result.get("failed")]
+    assert len(done) + len(refused) + sum(result.get("state") == "unchanged" for result in results) == 2
+    assert len(done) == 1, results
+    for result in refused:
+        assert "another run holds" in result["found"], result
+    stage.assert_settled(candidate, old)
+
+
+def test_cancelled_in_the_pause_rolls_back(stage: Scene) -> None:
+    """SIGTERM, as a cancelled job or a closed terminal sends it."""
+    began = time.time()
+    act = Act(stage)
+    with act.held_at("stop"):
+        act.run.process.terminate()
+    result = act.run.result()
+    assert_rolled_back(act, result, says="told to stop")
+    assert not pooled_errors(stage, began)
+    stage.guard("disarmed", act.old)
+    act.converge()
+
+
+def test_old_primary_and_its_host_gone_before_the_promotion(stage: Scene) -> None:
+    """The run and the server's host die after the stop: a run on the candidate's host proves that the candidate's last
+    record is the shutdown checkpoint, and finishes. When the old host is back, its server starts as a standby."""
+    old, candidate = stage.names()
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="promote:before").result()
+    result = stage.start(candidate, candidate).result()
+    assert result["state"] == "unfinished", result
+    assert f"the host of {old} was not reached" in result["found"]
+    assert stage.writable() == [candidate]
+    stage.cluster.node(old).start()
+    assert stage.writable() == [candidate]
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+def test_old_primary_crashed_and_its_host_gone_is_not_promoted(stage: Scene) -> None:
+    """Without a shutdown checkpoint there is no proof: refused, because it would be a failover."""
+    old, candidate = stage.names()
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="plant_signal:after").result()
+    stage.cluster.node(old).kill()
+    result = stage.start(candidate, candidate).result()
+    assert result.get("failed"), result
+    assert "not a shutdown checkpoint" in result["found"], result
+    assert stage.writable() == []
+    # Its host is back: from there the run is rolled back, then done.
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
