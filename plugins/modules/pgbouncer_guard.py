@@ -8,9 +8,9 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: pgbouncer_guard
 short_description: Guard a PgBouncer while its cluster is switched over
-version_added: 1.0.0
+version_added: 0.1.0
 author:
-  - stateful.dbops contributors (@stateful)
+  - stateful.dbops contributors (@stateful-dbops)
 description:
   - Runs on the host of one PgBouncer process, before and after an operation that pauses it from elsewhere.
   - O(state=armed) points the pooler's configuration file at the coming primary without a RELOAD, and starts a dead-man

@@ -105,6 +105,8 @@ class Act:
         return result
 
     def converge(self) -> None:
+        if self.stage.writable() == [self.old]:  # siblings come back within wal_retrieve_retry_interval
+            self.stage.cluster.wait_streaming({node.name for node in self.stage.cluster.nodes} - {self.old})
         self.stage.converge(self.candidate, self.old)
         self.stage.assert_settled(self.candidate, self.old)
 
@@ -132,8 +134,8 @@ def test_walreceiver_frozen_before_the_pause(stage: Scene) -> None:
     with faults.frozen(stage.cluster.node(candidate).process("walreceiver")):
         act = Act(stage, max_lag_bytes=1 << 30)
         result = act.end()
-    assert_rolled_back(act, result, says="after 5.")
-    assert result["pause_ms"] is None or result["pause_ms"] == 0, result["pause_ms"]
+    assert_rolled_back(act, result, says="after 5")
+    assert result["pause_ms"] is None, result["pause_ms"]
     assert not pooled_errors(stage, began)
     act.converge()
 
@@ -275,7 +277,7 @@ def test_pause_exceeded_because_the_old_primary_does_not_stop(stage: Scene) -> N
         faults.freeze(frozen)
     result = act.run.result()
     faults.thaw(frozen)
-    assert_rolled_back(act, result, says="shutting down" if act.stage.cluster.major else "")
+    assert_rolled_back(act, result, says="in production")
     assert not pooled_errors(stage, began)
     stage.guard("disarmed", act.old)
     act.converge()

@@ -272,7 +272,11 @@ class Cluster:
             "max_wal_size": "512MB",
             "wal_log_hints": "on",
             "archive_mode": "on",
-            "archive_command": f'test ! -f "{self.archive}/%f" && cp "%p" "{self.archive}/%f"',
+            "archive_command": (
+                # As the manual asks: never overwrite, and succeed for a file that is there already and the same.
+                f'if test -f "{self.archive}/%f"; then cmp -s "%p" "{self.archive}/%f"; '
+                f'else cp "%p" "{self.archive}/%f.new" && mv "{self.archive}/%f.new" "{self.archive}/%f"; fi'
+            ),
             "log_line_prefix": "%m [%p] %q%u@%d %a ",
             "log_checkpoints": "on",
             **tls,

@@ -121,6 +121,7 @@ class NodeFacts:
     missing_privileges: tuple[str, ...] = ()
     operations: tuple[dict[str, Any], ...] = ()
     last_operation: dict[str, Any] | None = None
+    has_operations: bool = False
     cron_jobs: int = 0
 
     @property
@@ -149,7 +150,8 @@ def read_node(session: Session) -> NodeFacts:
         """SELECT current_setting('server_version_num')::int AS version_num, pg_is_in_recovery() AS in_recovery,
                   current_setting('transaction_read_only')::bool AS read_only, pg_postmaster_start_time()::text AS started,
                   (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
-                  (SELECT timeline_id FROM pg_control_checkpoint()) AS checkpoint_timeline,
+                  greatest((SELECT timeline_id FROM pg_control_checkpoint()),
+                           (SELECT min_recovery_end_timeline FROM pg_control_recovery())) AS checkpoint_timeline,
                   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn()::text END AS receive_lsn,
                   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text END AS replay_lsn,
                   CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS replay_paused,
@@ -187,6 +189,7 @@ def read_node(session: Session) -> NodeFacts:
         managers=_managers(session),
         missing_privileges=_missing_privileges(session, version_num),
         operations=read_operations(session, "state = 'open'"),
+        has_operations=session.value("SELECT to_regclass('dbops.operation') IS NOT NULL"),
         last_operation=next(iter(read_operations(session, "state = 'done'")), None),
         cron_jobs=_cron_jobs(session),
     )
@@ -370,13 +373,14 @@ def _missing_privileges(session: Session, version_num: int) -> tuple[str, ...]:
     return tuple(missing)
 
 
-OPERATION_TABLE = (
-    "CREATE SCHEMA IF NOT EXISTS dbops",
-    """CREATE TABLE IF NOT EXISTS dbops.operation (
-           id text PRIMARY KEY, kind text NOT NULL, cluster text NOT NULL, state text NOT NULL,
-           system_identifier text NOT NULL, timeline int NOT NULL, lsn pg_lsn NOT NULL,
-           detail jsonb NOT NULL DEFAULT '{}', opened_at timestamptz NOT NULL DEFAULT now(), closed_at timestamptz)""",
-)
+OPERATION_TABLE = {
+    "to_regnamespace('dbops')": "CREATE SCHEMA dbops",
+    "to_regclass('dbops.operation')": """CREATE TABLE dbops.operation (
+        id text PRIMARY KEY, kind text NOT NULL, cluster text NOT NULL, state text NOT NULL,
+        system_identifier text NOT NULL, timeline int NOT NULL, lsn pg_lsn NOT NULL,
+        detail jsonb NOT NULL DEFAULT '{}', opened_at timestamptz NOT NULL DEFAULT now(), closed_at timestamptz)""",
+}
+"""What has to exist before an intent can be written: expression that is NULL where it does not, and its statement."""
 
 
 def read_operations(session: Session, condition: str) -> tuple[dict[str, Any], ...]:

@@ -123,11 +123,13 @@ class LocalServer:
         words = done.stdout.split()
         return words[2] if done.returncode == 0 and len(words) > 2 else ""
 
-    def configured(self, name: str) -> str:
-        """A setting as a stopped server would read it (``postgres -C``)."""
-        argv = [os.path.join(self.programs(), "postgres"), "-D", self.config_dir or str(self.data_dir), "-C", name]
-        done = self.run_as_owner(argv, timeout=20)
-        return done.stdout.strip() if done.returncode == 0 else ""
+    def configured(self, name: str, *, bin_dir: str) -> str | None:
+        """A setting as a stopped server would read it (``postgres -C``); None where that cannot be known."""
+        program = os.path.join(self.bin_dir or bin_dir or self.programs(), "postgres")
+        if not os.path.isabs(program) or not os.path.exists(program):
+            return None
+        done = self.run_as_owner([program, "-D", self.config_dir or str(self.data_dir), "-C", name], timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else None
 
     def free_bytes(self) -> int:
         usage = os.statvfs(self.data_dir / "pg_wal")

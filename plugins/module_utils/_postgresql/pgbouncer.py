@@ -363,6 +363,7 @@ class PoolerConsole:
         self._control: Session | None = None
         self._pausers: dict[str, Session] = {}
         self._refusals: list[DbopsError] = []
+        self._login_retry = ""  # server_login_retry as it was found, while it is 0
 
     # -- reading
 
@@ -412,6 +413,7 @@ class PoolerConsole:
     def start_pause(self, databases: Collection[str], deadline: Deadline) -> None:
         """First half of ``pause``: send all PAUSEs and return. With several poolers, start all, then await all."""
         self.prepare_pause(databases, deadline)
+        self._connect_at_once(deadline)
         self._refusals = []
         for name in databases:
             # A daemon thread that owns its session: the answer may never come, and then the deadline closes it.
@@ -451,10 +453,13 @@ class PoolerConsole:
         while True:
             try:
                 attempt = deadline.sooner(_ATTEMPT_SECONDS)
-                for database in self._named(databases, attempt):
-                    if database.paused:
-                        self._session(attempt).run(f"RESUME {_identifier(database.name)}", deadline=attempt)
+                held = [database for database in self._named(databases, attempt) if database.paused]
+                if held:
+                    self._connect_at_once(attempt)
+                for database in held:
+                    self._session(attempt).run(f"RESUME {_identifier(database.name)}", deadline=attempt)
                 if not any(database.paused for database in self._named(databases, attempt)):
+                    self._connected(databases, attempt)
                     return
             except DbopsError as error:
                 last = error.message
@@ -473,6 +478,12 @@ class PoolerConsole:
     def reload(self, deadline: Deadline) -> None:
         """Make the pooler read its file again. What it then uses is for ``repoint_check`` to say."""
         self._session(deadline).run("RELOAD", deadline=deadline)
+
+    def settle(self, deadline: Deadline) -> None:
+        """Put back, from the file, the server_login_retry = 0 that a run which died has left."""
+        config = self.state(deadline).settings
+        if float(config.get("server_login_retry", "15")) == 0:
+            self.reload(deadline)
 
     def repoint_check(self, databases: Collection[str], address: str, port: int, deadline: Deadline) -> None:
         """Raise DbopsError unless each of ``databases`` is routed to ``address``:``port``."""
@@ -510,6 +521,31 @@ class PoolerConsole:
             except DbopsError as error:
                 if not session.closed:  # the console's own refusal; silence is judged by await_pause
                     self._refusals.append(error)
+
+    def _connect_at_once(self, deadline: Deadline) -> None:
+        """A server login that PAUSE cuts off counts as a failed one, and then PgBouncer opens no server connection
+        before server_login_retry (15 s) is over, also after RESUME and without a word in its log (seen with 1.18).
+        Set before PAUSE, and again before RESUME, because RELOAD puts the file's value back."""
+        session = self._session(deadline)
+        config = {str(row["key"]): str(row["value"]) for row in session.rows("SHOW CONFIG", deadline=deadline)}
+        before = config.get("server_login_retry", "0")
+        if float(before) > 0:
+            self._login_retry = before
+            session.run("SET server_login_retry = 0", deadline=deadline)
+
+    def _connected(self, databases: Collection[str], deadline: Deadline) -> None:
+        """Wait until no client of ``databases`` waits without a server connection, then put server_login_retry back."""
+        if not self._login_retry:
+            return
+        while not deadline.passed():
+            rows = self._session(deadline).rows("SHOW POOLS", deadline=deadline)
+            mine = [row for row in rows if row["database"] in databases]
+            servers = ("sv_active", "sv_idle", "sv_used", "sv_tested")
+            if all(int(row["cl_waiting"]) == 0 or any(int(row[key]) for key in servers) for row in mine):
+                break
+            self.clock.sleep(_POLL_SECONDS)
+        self._session(deadline).run(f"SET server_login_retry = {int(float(self._login_retry))}", deadline=deadline)
+        self._login_retry = ""
 
     def _drop_pausers(self) -> None:
         for session in self._pausers.values():

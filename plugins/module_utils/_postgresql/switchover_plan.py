@@ -129,9 +129,9 @@ class Phase(Enum):
 
 
 def marker_slot(operation: str) -> str:
-    """The slot on the candidate that says: this operation is under way. Slots are not replicated, survive a restart,
-    and can be dropped over the database protocol, so a rollback takes the marker away before the old primary
-    accepts another write."""
+    """The slot on the candidate that says: standby.signal is planted, the old primary is being stopped. Slots are not
+    replicated, survive a restart, and can be dropped over the database protocol, so a rollback takes the marker away
+    before the old primary accepts another write."""
     return f"dbops_op_{operation}"
 
 
@@ -140,14 +140,21 @@ def member_slot(name: str) -> str:
 
 
 def open_operation(observed: Observed, candidate: str) -> dict[str, Any] | None:
-    """The open row that this candidate's marker slot vouches for; rows alone may come from a restored copy."""
+    """The unfinished switchover to ``candidate``, if there is one. A row alone may come from a restored copy: it is
+    believed where the candidate's marker slot vouches for it, or where the member it calls the old primary is the
+    primary still, on the timeline of the row (then nothing was stopped yet)."""
     facts = observed.nodes.get(candidate)
-    if facts is None or not facts.answered:
-        return None
-    slots = {slot.name for slot in facts.slots}
-    for row in facts.operations:
-        if row["kind"] == KIND and row["system_identifier"] == facts.system_identifier and marker_slot(row["id"]) in slots:
-            return row
+    slots = {slot.name for slot in facts.slots} if facts is not None and facts.answered else set()
+    for node in observed.nodes.values():
+        for row in node.operations:
+            if row["kind"] != KIND or row["detail"]["candidate"] != candidate:
+                continue
+            if row["system_identifier"] != node.system_identifier:
+                continue
+            old = observed.nodes.get(row["detail"]["old_primary"])
+            still = old is not None and old.writable and old.timeline == row["timeline"]
+            if still or marker_slot(row["id"]) in slots:
+                return row
     return None
 
 
@@ -911,10 +918,11 @@ class SwitchoverPlan:
     carried_slots: tuple[str, ...]
     drop_slots: tuple[str, ...]
     sync_before: str
-    sync_after: str
+    sync_after: str | None
     sync_needs_siblings: bool
     sync_needs_old_primary: bool
     retry_interval_before: str | None
+    bin_dir: str = ""
 
     def as_detail(self) -> dict[str, Any]:
         return {
@@ -1004,8 +1012,9 @@ def sync_plan(request: Request, observed: Observed, primary: str) -> SyncPlan:
 
 
 def make_plan(
-    request: Request, observed: Observed, primary: str, *, retry_interval_before: str | None
+    request: Request, observed: Observed, primary: str, *, retry_interval_before: str | None, bin_dir: str = ""
 ) -> SwitchoverPlan:
+    """``bin_dir`` is remembered because nobody can ask a server that is down where its programs are."""
     sync = sync_plan(request, observed, primary)
     carried = _carried_slots(request, observed, primary)
     on_primary = {slot.name for slot in observed.nodes[primary].slots if not slot.logical and not slot.temporary}
@@ -1019,10 +1028,12 @@ def make_plan(
         carried_slots=tuple(carried),
         drop_slots=tuple(drop),
         sync_before=observed.nodes[request.candidate].settings.get("synchronous_standby_names", ""),
-        sync_after=sync.after,
+        # None: neither had a list and none is wanted, so the setting is left alone.
+        sync_after=sync.after if sync.after or request.synchronous_standby_names is not None else None,
         sync_needs_siblings=sync.needs_siblings and not request.accept_async_window,
         sync_needs_old_primary=sync.needs_old_primary and not request.accept_async_window,
         retry_interval_before=retry_interval_before,
+        bin_dir=bin_dir,
     )
 
 
@@ -1031,7 +1042,6 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
     old, new = plan.old_primary, plan.candidate
     poolers = ", ".join(request.poolers) or "none"
     siblings = [follower.name for follower in plan.followers if follower.name != old]
-    slots = (*plan.create_slots, "dbops_op_<operation>")
     steps = [
         PlannedStep(
             "intent",
@@ -1041,15 +1051,15 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
         ),
         PlannedStep(
             "slots",
-            f"create the slots of the followers and the marker on {new}",
-            tuple(f"SELECT pg_create_physical_replication_slot('{name}', …)" for name in slots),
+            f"create the slots of the followers on {new}",
+            tuple(f"SELECT pg_create_physical_replication_slot('{name}', …)" for name in plan.create_slots),
         ),
         PlannedStep(
             "tune_candidate",
             f"make {new} promote at once, and give it the list of synchronous standbys of its time as primary",
             (
                 f"ALTER SYSTEM SET wal_retrieve_retry_interval = '{RETRY_INTERVAL}'",
-                *((f"ALTER SYSTEM SET synchronous_standby_names = '{plan.sync_after}'",) if plan.sync_after else ()),
+                *((f"ALTER SYSTEM SET synchronous_standby_names = '{plan.sync_after}'",) if plan.sync_after is not None else ()),
                 "SELECT pg_reload_conf()",
             ),
         ),
@@ -1060,7 +1070,12 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
             ("PAUSE <database>",) if request.poolers else (),
             in_pause=True,
         ),
-        PlannedStep("plant_signal", f"plant standby.signal in {old}: whoever starts it now starts a standby", in_pause=True),
+        PlannedStep(
+            "plant_signal",
+            f"plant standby.signal in {old}: whoever starts it now starts a standby; mark {new}",
+            ("SELECT pg_create_physical_replication_slot('dbops_op_<operation>')",),
+            in_pause=True,
+        ),
         PlannedStep("stop", f"stop {old} by its service until pg_control says 'shut down'", in_pause=True),
         PlannedStep("prove", f"prove that {new} has replayed the end of the shutdown checkpoint of {old}", in_pause=True),
         PlannedStep(

@@ -199,6 +199,7 @@ def _bring_home(guard: Guard, console: PoolerConsole, databases: Sequence[Pooled
         console.reload(deadline)
     console.repoint_check(names, *guard.addresses[guard.target], deadline)
     console.resume(names, deadline)
+    console.settle(deadline)
 
 
 def _at_target(guard: Guard, database: PooledDatabase) -> bool:

@@ -39,6 +39,7 @@ CALL_SECONDS = 10.0
 INTENT_SECONDS = 5.0
 FORWARD_SECONDS = 60.0
 UNDO_SECONDS = 60.0
+RECONNECT_SECONDS = 12.0
 DRAIN_SHARE = 0.4  # of the pause: the rest is needed to stop, prove and promote
 POLL_SECONDS = 0.002
 LAST_LOOK_SECONDS = 0.25
@@ -112,8 +113,8 @@ class Switchover:
         self.operation = ""
         self.plan: SwitchoverPlan | None = None
         self.pause: Deadline | None = None
-        self.pause_began = 0.0
-        self.pause_ended = 0.0
+        self.pause_began: float | None = None
+        self.pause_ended: float | None = None
         self.proof: dict[str, Any] = {}
         self.archive: dict[str, Any] = {}
         self.routes: dict[str, list[str]] = {}
@@ -133,6 +134,11 @@ class Switchover:
         journal = open_journal(self.directory)
         observed = self.observe(journal)
         row = planner.open_operation(observed, self.request.candidate)
+        if journal and not row and self._superseded(journal, observed):
+            if not check_mode:
+                self._close_superseded(journal)
+            journal = []
+            observed = self.observe(journal)
         phase = planner.derive_phase(self.request, observed, own_operation=bool(journal or row))
         self.outcome.before = planner.topology(observed)
         unfinished = bool(journal or row)
@@ -150,6 +156,25 @@ class Switchover:
             return self._resume(observed, phase, journal, row)
         finally:
             lock.release()
+
+    def _superseded(self, journal: list[dict[str, Any]], observed: Observed) -> bool:
+        """Was the operation of this host's open journal ended from another host, or overtaken by another one? Then
+        undoing it would stop a server that nobody meant."""
+        plan = SwitchoverPlan.from_detail(journal[0]["data"]["plan"])
+        for name, facts in observed.nodes.items():
+            if facts.answered and facts.has_operations:
+                state = self.sessions.to(name).value(
+                    "SELECT state FROM dbops.operation WHERE id = %s", [journal[0]["op"]]
+                )
+                if state not in (None, "open"):
+                    return True
+        writable = observed.writable()
+        return bool(writable) and not {plan.old_primary, plan.candidate}.intersection(writable)
+
+    def _close_superseded(self, journal: list[dict[str, Any]]) -> None:
+        record = Journal(self.directory / f"{journal[0]['op']}.jsonl", operation=journal[0]["op"], clock=self.clock)
+        record.append("operation", "closed", state="superseded")
+        record.close()
 
     def _nothing_to_do(self, observed: Observed) -> Outcome:
         for name, facts in observed.nodes.items():
@@ -276,6 +301,7 @@ class Switchover:
         )
 
     def _replication(self) -> Session:
+        """A replication connection to the candidate as the old primary will open it; a precheck has tried it."""
         return connect(
             self._replication_endpoint(), clock=self.clock, timeout=CALL_SECONDS, replication=True,
             application_name="dbops probe",
@@ -307,7 +333,13 @@ class Switchover:
         self._refuse(checks)
         primary = observed.writable()[0]
         self._lease(observed)
-        plan = planner.make_plan(self.request, observed, primary, retry_interval_before=self._retry_interval())
+        plan = planner.make_plan(
+            self.request,
+            observed,
+            primary,
+            retry_interval_before=self._retry_interval(),
+            bin_dir=self.local.programs(),
+        )
         self._show(plan)
         # Lower case, digits and underscore only: it is part of a slot's name.
         operation = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}_{secrets.token_hex(3)}"
@@ -424,7 +456,6 @@ class Switchover:
     def _roll_back(self, steps: list[Step], error: DbopsError) -> Outcome:
         """Undo, then raise ``error``: what was found, and that clients are on the old primary again."""
         self.runner.undo_all(steps)
-        self.pause_ended = self.pause_ended or self.clock.monotonic()
         state = "rolled back"
         if self.runner.undo_errors:
             state = "rollback unfinished"
@@ -436,11 +467,31 @@ class Switchover:
             )
             error.remedy = "mend what is named and run again: the second run undoes the rest first. " + error.remedy
         else:
+            self._await_standbys()
             self._close("rolled_back")
             error.remedy += f". It was rolled back: {self.plan.old_primary if self.plan else 'the old primary'} is the primary"
         raise DbopsError(found=error.found, expected=error.expected, remedy=error.remedy, details=error.details).with_details(
             **self._report(state), changed=True
         ) from error
+
+    def _await_standbys(self) -> None:
+        """A rollback that restarted the primary cut its standbys off; they come back within wal_retrieve_retry_interval.
+        Wait for them, so that the next run finds a whole cluster."""
+        deadline = Deadline.after(self.clock, RECONNECT_SECONDS)
+        for name in self.request.members:
+            while name != self._plan.old_primary:
+                try:
+                    receiver = read_receiver(self.sessions.to(name, timeout=2.0))
+                    if receiver is not None and receiver.status == "streaming":
+                        break
+                    found = "it does not stream yet"
+                except DbopsError as error:
+                    self.sessions.drop(name)
+                    found = error.found
+                if deadline.passed():
+                    self.warnings.append(f"{name}: {found}")
+                    break
+                self.clock.sleep(0.1)
 
     def _report(self, state: str) -> dict[str, Any]:
         assert self.plan is not None
@@ -450,7 +501,7 @@ class Switchover:
             "timeline": self.runner.timeline,
             "proof": self.proof,
             "archive": self.archive,
-            "pause_ms": round((self.pause_ended - self.pause_began) * 1000, 1) if self.pause_ended else None,
+            "pause_ms": self._pause_ms(),
             "checks": [check.as_dict() for check in self.outcome.checks],
             "plan": self.outcome.plan,
             "statements": self.statements,
@@ -459,6 +510,12 @@ class Switchover:
             "new_primary": self.plan.candidate,
             "carried_slots": list(self.plan.carried_slots),
         }
+
+    def _pause_ms(self) -> float | None:
+        """How long this run held clients; None where it did not, or where a run before it began the pause."""
+        if self.pause_began is None or self.pause_ended is None:
+            return None
+        return round((self.pause_ended - self.pause_began) * 1000, 1)
 
     def _close(self, state: str) -> None:
         """The operation is over: close its row where there is a primary to write it, then the journal."""
@@ -523,8 +580,9 @@ class Switchover:
 
     def apply_intent(self) -> None:
         session = self.sessions.to(self._plan.old_primary)
-        for statement in OPERATION_TABLE:
-            session.run(statement)
+        for name, statement in OPERATION_TABLE.items():
+            if session.value(f"SELECT {name}") is None:
+                session.run(statement)
         session.run(
             "UPDATE dbops.operation SET state = 'abandoned', closed_at = now() WHERE state = 'open' AND cluster = %s",
             [self.request.cluster],
@@ -540,12 +598,21 @@ class Switchover:
                 json.dumps({**self._plan.as_detail(), "rolls_back": self.options["rolls_back"]}),
             ],
         )
-        written = parse_lsn(session.value("SELECT pg_current_wal_insert_lsn()::text"))
-        self._await_replay(
-            written,
+        candidate = self.sessions.to(self._plan.candidate)
+
+        # The row itself, not an LSN: pg_current_wal_insert_lsn() may lie behind a page header that is never replayed.
+        def arrived() -> bool:
+            if candidate.value("SELECT to_regclass('dbops.operation')") is None:
+                return False
+            return bool(candidate.value("SELECT EXISTS (SELECT FROM dbops.operation WHERE id = %s)", [self.operation]))
+
+        wait_until(
+            arrived,
+            bool,
             deadline=Deadline.after(self.clock, INTENT_SECONDS),
-            what=f"{self._plan.candidate} replays the intent ({format_lsn(written)})",
-            remedy="its replication stands still although it looked well; read its log and the walreceiver's state",
+            interval=POLL_SECONDS,
+            what=f"the intent written on {self._plan.old_primary} arrives on {self._plan.candidate}",
+            remedy="its replication stands still although it looked well: read its log and the walreceiver's state",
         )
 
     def undo_intent(self) -> None:
@@ -569,7 +636,6 @@ class Switchover:
         session = self.sessions.to(self._plan.candidate)
         for name in self._plan.create_slots:
             self._create_slot(session, name, reserve=True)
-        self._create_slot(session, planner.marker_slot(self.operation), reserve=False)
         positions = {
             row["slot_name"]: row["restart_lsn"]
             for row in session.rows("SELECT slot_name, restart_lsn::text FROM pg_replication_slots")
@@ -584,11 +650,12 @@ class Switchover:
                 )
 
     @staticmethod
-    def _create_slot(session: Session, name: str, *, reserve: bool) -> None:
+    def _create_slot(session: Session, name: str, *, reserve: bool, deadline: Deadline | None = None) -> None:
         session.run(
             """SELECT pg_create_physical_replication_slot(%s, %s)
                 WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)""",
             [name, reserve, name],
+            deadline=deadline,
         )
 
     @staticmethod
@@ -615,14 +682,14 @@ class Switchover:
     def apply_tune_candidate(self) -> None:
         session = self.sessions.to(self._plan.candidate)
         self._alter_system(session, "wal_retrieve_retry_interval", planner.RETRY_INTERVAL)
-        if self._plan.sync_after and not self.request.accept_async_window:
+        if self._plan.sync_after is not None and not self.request.accept_async_window:
             self._alter_system(session, "synchronous_standby_names", self._plan.sync_after)
         session.run("SELECT pg_reload_conf()")
 
     def undo_tune_candidate(self) -> None:
         session = self.sessions.to(self._plan.candidate)
         self._restore_retry_interval(session)
-        if self._plan.sync_after:
+        if self._plan.sync_after is not None:
             self._alter_system(session, "synchronous_standby_names", self._plan.sync_before or None)
         session.run("SELECT pg_reload_conf()")
 
@@ -675,6 +742,12 @@ class Switchover:
     def apply_plant_signal(self) -> None:
         self._begin_pause()
         self.local.plant_signal()
+        self._create_slot(
+            self.sessions.to(self._plan.candidate),
+            planner.marker_slot(self.operation),
+            reserve=False,
+            deadline=self._in_pause(),
+        )
 
     def undo_plant_signal(self) -> None:
         self.local.remove_signal()
@@ -872,8 +945,9 @@ class Switchover:
 
     def _secure_archive(self) -> None:
         """Archive what the old primary had not: as a standby it never would (archive_mode=on archives on a primary)."""
-        names = self.local.unarchived() if self.local.configured("archive_mode") == "on" else []
-        command = self.local.configured("archive_command") if names else ""
+        mode = self.local.configured("archive_mode", bin_dir=self._plan.bin_dir)
+        names = self.local.unarchived() if mode in ("on", None) else []
+        command = self.local.configured("archive_command", bin_dir=self._plan.bin_dir) if names else ""
         left = [name for name in names if not command or not self.local.archive(name, command, timeout=60.0)]
         self.archive.update(secured=[name for name in names if name not in left], missing=left)
         if left:
@@ -906,7 +980,7 @@ class Switchover:
     def apply_tidy(self) -> None:
         session = self.sessions.to(self._plan.candidate)
         self._restore_retry_interval(session)
-        if self._plan.sync_after:
+        if self._plan.sync_after is not None:
             self._alter_system(session, "synchronous_standby_names", self._plan.sync_after)
         session.run("SELECT pg_reload_conf()")
         if self.pending:
@@ -963,18 +1037,11 @@ class Switchover:
                 expected=f"a timeline above {self._plan.old_timeline}",
                 remedy="it was not promoted by this run; find out what happened before clients use it",
             )
-        with self._login_replication() as session:
+        with self._replication() as session:
             row = session.rows(f"TIMELINE_HISTORY {timeline}")[0]
         content = row["content"]
-        text = bytes(content).decode() if not isinstance(content, str) else content
+        text = content if isinstance(content, str) else bytes(content).decode()
         return history_switchpoint(text, self._plan.old_timeline)
-
-    def _login_replication(self) -> Session:
-        """A replication connection as the login role (it has REPLICATION); works from whichever host we run on."""
-        return connect(
-            self.sessions.endpoints[self._plan.candidate], clock=self.clock, timeout=CALL_SECONDS, replication=True,
-            application_name="dbops replica_promote",
-        )  # fmt: skip
 
     def _recall_proof(self, journal: list[dict[str, Any]], observed: Observed) -> None:
         """A killed run proved it before it promoted; where its journal is not here, the old primary's WAL still does."""
