@@ -427,21 +427,13 @@ def main() -> None:
     if missing is not None:
         module.fail_json(msg=missing.message)
     try:
-        switchover = Switchover(module.params, clock=Clock())
-        outcome = switchover.run(check_mode=module.check_mode)
+        outcome = Switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:
+        for warning in error.details.pop("warnings", []):
+            module.warn(warning)
         module.fail_json(msg=error.message, found=error.found, expected=error.expected, remedy=error.remedy, **error.details)
-    result = {
-        "changed": outcome.changed,
-        "state": outcome.state,
-        "msg": outcome.message,
-        "plan": outcome.plan,
-        "checks": [check.as_dict() for check in outcome.checks],
-        "statements": switchover.statements,
-        **outcome.details,
-    }
-    warnings = result.pop("warnings", switchover.warnings)
-    for warning in warnings:
+    result = {"changed": outcome.changed, "state": outcome.state, "msg": outcome.message, **outcome.details}
+    for warning in result.pop("warnings"):
         module.warn(warning)
     if module._diff:
         result["diff"] = {"before": outcome.before, "after": outcome.after}

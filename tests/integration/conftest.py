@@ -43,6 +43,6 @@ def borrowed(standing: Standing) -> Iterator[Scene]:
     before = configuration(cluster)
     yield Scene(cluster)
     standing.touched = True
-    assert not illness(cluster), illness(cluster)
+    assert illness(cluster) == ""
     assert configuration(cluster) == before
     standing.touched = False

@@ -91,7 +91,7 @@ class Scene:
     def point_pooler(self, node: Node) -> None:
         """What pgbouncer_guard does when it stages: the file changes, the process does not know."""
         text = self.pooler.config_file.read_text()
-        users.write_file(self.pooler.config_file, _pointed(text, node), self.cluster.owner, 0o640)
+        users.write_file(self.pooler.config_file, _pointed(text, node.port), self.cluster.owner, 0o640)
 
     def switch(self, **changes: Any) -> dict[str, Any]:
         """A switchover that must succeed; the scene's names are those of before."""
@@ -149,15 +149,14 @@ def _pooler_state(pooler: Pooler) -> dict[str, Any]:
 
 
 def configuration(cluster: Cluster) -> dict[str, str]:
-    """What no switchover changes: the files of the servers, and the pooler's but for where it points."""
+    """What no switchover changes: the files of the servers, and the pooler's but for where its database is."""
     files = [(node.config_dir / name) for node in cluster.nodes for name in ("postgresql.conf", "pg_hba.conf")]
     texts = {str(path): path.read_text() for path in files}
-    primary = cluster.primary()
-    return texts | {pooler.name: _pointed(pooler.config_file.read_text(), primary) for pooler in cluster.poolers}
+    return texts | {pooler.name: _pointed(pooler.config_file.read_text(), 0) for pooler in cluster.poolers}
 
 
-def _pointed(text: str, node: Node) -> str:
-    return re.sub(r"(?m)^(accounts = host=\S+ port=)\d+", rf"\g<1>{node.port}", text)
+def _pointed(text: str, port: int) -> str:
+    return re.sub(r"(?m)^(accounts = host=\S+ port=)\d+", rf"\g<1>{port}", text)
 
 
 def illness(cluster: Cluster, *, seconds: float = 20) -> str:
@@ -179,7 +178,6 @@ def illness(cluster: Cluster, *, seconds: float = 20) -> str:
 
 def _illness(cluster: Cluster) -> str:
     primary = cluster.primary()
-    # A receiver's timeline is that of its last start; the position says whether it is on the primary's branch.
     for node in cluster.nodes:
         leftovers = node.sql(
             "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'dbops_op_%' OR slot_type = 'logical'"
@@ -196,6 +194,9 @@ def _illness(cluster: Cluster) -> str:
         rows = [row for row in pooler.console("SHOW DATABASES") if row["name"] == users.DATABASE]
         if [(int(row["port"]), int(row["paused"])) for row in rows] != [(primary.port, 0)]:
             return f"{pooler.name} does not serve {primary.name}: {rows}"
+        text = pooler.config_file.read_text()
+        if text != _pointed(text, primary.port):
+            return f"the file of {pooler.name} does not point to {primary.name}"
     return ""
 
 

@@ -141,7 +141,28 @@ def may_not_checkpoint(scene: Scene) -> Iterator[Change]:
 
 @case("privileges", on=("15", "18"), says="CREATE ON DATABASE")
 def may_not_create_the_schema(scene: Scene) -> Iterator[Change]:
-    yield from _without_grant(scene, f"CREATE ON DATABASE postgres %s {users.OPERATOR}")
+    exists = "SELECT 1 FROM pg_namespace WHERE nspname = 'dbops'"
+    known = scene.primary.sql(exists)
+    if known:
+        scene.primary.sql("ALTER SCHEMA dbops RENAME TO elsewhere")
+    try:
+        yield from _without_grant(scene, f"CREATE ON DATABASE postgres %s {users.OPERATOR}")
+    finally:
+        if known:
+            scene.primary.sql("ALTER SCHEMA elsewhere RENAME TO dbops")
+
+
+@case("privileges", on=("15", "18"), says="USAGE ON SCHEMA dbops")
+def somebody_elses_schema(scene: Scene) -> Iterator[Change]:
+    """What another login role's switchovers leave behind."""
+    scene.primary.sql("CREATE SCHEMA IF NOT EXISTS dbops")
+    scene.primary.sql("ALTER SCHEMA dbops OWNER TO CURRENT_USER")
+    scene.settle()
+    try:
+        yield {}
+    finally:
+        scene.primary.sql(f"ALTER SCHEMA dbops OWNER TO {users.OPERATOR}")
+        scene.settle()
 
 
 @case("privileges", on=("15", "18"), says="pg_monitor")
@@ -605,7 +626,7 @@ def test_a_slot_may_be_lost_by_name_only(scene: Scene) -> None:
 
 @on_18
 def test_a_receiver_that_reports_no_flush_is_no_slow_consumer(scene: Scene, tmp_path: Path) -> None:
-    """pg_receivewal without a slot says what it wrote, never what it flushed; a shutdown waits for the former then."""
+    """pg_receivewal without a slot says what it wrote, and never what it flushed."""
     login = f"host={scene.primary.host} port={scene.primary.port} user={users.REPLICATION_USER}"
     process = subprocess.Popen(
         [binaries.client_binaries() / "pg_receivewal", f"--directory={tmp_path}", f"--dbname={login}", "--no-loop"],

@@ -74,6 +74,21 @@ class Interrupted(DbopsError):
     """SIGTERM, SIGINT or SIGHUP arrived before the point of no return."""
 
 
+def _as_dbops_error(name: str, call: Callable[[], None]) -> None:
+    """Also what nobody foresaw (a full disk, a defect of ours) has to end in an undo, not in a traceback that leaves
+    clients waiting."""
+    try:
+        call()
+    except DbopsError:
+        raise
+    except Exception as error:
+        raise DbopsError(
+            found=f"{name}: {type(error).__name__}: {error}",
+            expected="the step ends without an unforeseen error",
+            remedy="mend what the text names; if it names nothing of yours, report it with the journal",
+        ) from error
+
+
 @dataclass
 class Runner:
     """Applies steps in order. Before the point of no return a failure undoes in reverse; after it, it goes forward:
@@ -101,7 +116,7 @@ class Runner:
             self.committed = True
         self.begun.append(step)
         try:
-            step.apply()
+            _as_dbops_error(step.plan.name, step.apply)
         except DbopsError as error:
             self.journal.append(name, "failed", durable=durable, found=error.found)
             self._record(name, begin, "failed")
@@ -118,7 +133,7 @@ class Runner:
             step = self.begun.pop()
             begin = self.clock.monotonic()
             try:
-                step.undo()
+                _as_dbops_error(step.plan.name, step.undo)
                 self.journal.append(step.plan.name, "undone", durable=False)
             except DbopsError as error:
                 self.undo_errors.append(f"[{step.plan.name}] {error.message}")

@@ -52,7 +52,7 @@ class WalSender:
     application_name: str
     client_addr: str
     state: str
-    flush_lsn: int | None
+    write_lsn: int | None
     replay_lsn: int | None
     sync_state: str
     slot_name: str
@@ -189,7 +189,7 @@ def read_node(session: Session) -> NodeFacts:
         managers=_managers(session),
         missing_privileges=_missing_privileges(session, version_num),
         operations=read_operations(session, "state = 'open'"),
-        has_operations=session.value("SELECT to_regclass('dbops.operation') IS NOT NULL"),
+        has_operations=session.rows(_JOURNAL_PRIVILEGES)[0]["may_read"],
         last_operation=next(iter(read_operations(session, "state = 'done'")), None),
         cron_jobs=_cron_jobs(session),
     )
@@ -201,10 +201,9 @@ def _settings(session: Session) -> dict[str, str]:
 
 
 def _senders(session: Session) -> tuple[WalSender, ...]:
-    """Where a receiver reports no flush position, a shutdown waits for what it has written (WalSndDone, walsender.c)."""
     rows = session.rows(
         """SELECT r.pid, r.application_name, coalesce(r.client_addr::text, '') AS client_addr, coalesce(r.state, '') AS state,
-                  coalesce(r.flush_lsn, r.write_lsn)::text AS flush_lsn, r.replay_lsn::text,
+                  r.write_lsn::text, r.replay_lsn::text,
                   coalesce(r.sync_state, '') AS sync_state,
                   coalesce(s.slot_name, '') AS slot_name, coalesce(s.slot_type = 'logical', a.datname IS NOT NULL) AS logical
              FROM pg_stat_replication r
@@ -218,7 +217,7 @@ def _senders(session: Session) -> tuple[WalSender, ...]:
             application_name=row["application_name"],
             client_addr=row["client_addr"],
             state=row["state"],
-            flush_lsn=_lsn(row["flush_lsn"]),
+            write_lsn=_lsn(row["write_lsn"]),
             replay_lsn=_lsn(row["replay_lsn"]),
             sync_state=row["sync_state"],
             slot_name=row["slot_name"],
@@ -337,6 +336,20 @@ ALTERED_PARAMETERS = (
 )
 
 
+# Not by way of to_regclass(), which raises where the role has no USAGE on the schema.
+_JOURNAL_PRIVILEGES = """
+SELECT n.oid IS NOT NULL AS schema_there, has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
+       has_schema_privilege(n.oid, 'USAGE') AND (c.oid IS NOT NULL OR has_schema_privilege(n.oid, 'CREATE'))
+           AS may_create_table,
+       c.oid IS NULL OR has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+           AND has_table_privilege(c.oid, 'UPDATE') AS may_write,
+       coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), false) AS may_read
+  FROM (VALUES ('dbops', 'operation')) AS journal (schema, name)
+  LEFT JOIN pg_namespace n ON n.nspname = journal.schema
+  LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = journal.name
+"""
+
+
 def _missing_privileges(session: Session, version_num: int) -> tuple[str, ...]:
     """What the logged-in role lacks for a switchover. 13 and 14 know no grant for ALTER SYSTEM: superuser."""
     if session.value("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
@@ -349,20 +362,13 @@ def _missing_privileges(session: Session, version_num: int) -> tuple[str, ...]:
     for function in ("pg_promote(boolean,integer)", "pg_reload_conf()"):
         if not session.value("SELECT has_function_privilege(%s, 'EXECUTE')", [function]):
             missing.append(f"GRANT EXECUTE ON FUNCTION {function}")
-    # CREATE ... IF NOT EXISTS asks for the privilege before it looks.
-    if not session.value("SELECT has_database_privilege(current_database(), 'CREATE')"):
+    row = session.rows(_JOURNAL_PRIVILEGES)[0]
+    if not row["schema_there"] and not row["may_create_schema"]:
         missing.append("GRANT CREATE ON DATABASE")
-    missing += [
-        row["what"]
-        for row in session.rows(
-            """SELECT 'GRANT CREATE, USAGE ON SCHEMA dbops' AS what FROM pg_namespace
-                WHERE nspname = 'dbops' AND NOT (has_schema_privilege(oid, 'CREATE') AND has_schema_privilege(oid, 'USAGE'))
-               UNION ALL SELECT 'GRANT SELECT, INSERT, UPDATE ON dbops.operation' FROM pg_class
-                WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = 'dbops') AND relname = 'operation'
-                  AND NOT (has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
-                           AND has_table_privilege(oid, 'UPDATE'))"""
-        )
-    ]
+    if row["schema_there"] and not row["may_create_table"]:
+        missing.append("GRANT CREATE, USAGE ON SCHEMA dbops")
+    if row["schema_there"] and not row["may_write"]:
+        missing.append("GRANT SELECT, INSERT, UPDATE ON TABLE dbops.operation")
     if version_num < 150000:
         return (*missing, "SUPERUSER (before PostgreSQL 15 nobody else may ALTER SYSTEM)")
     if not session.value("SELECT pg_has_role('pg_checkpoint', 'USAGE')"):
@@ -386,9 +392,7 @@ OPERATION_TABLE = {
 def read_operations(session: Session, condition: str) -> tuple[dict[str, Any], ...]:
     """Rows of ``dbops.operation``, newest first. A restore resurrects open ones: callers compare the system
     identifier, and believe a row only where its marker slot exists too."""
-    if not session.value("SELECT to_regclass('dbops.operation') IS NOT NULL"):
-        return ()
-    if not session.value("SELECT has_table_privilege('dbops.operation', 'SELECT')"):
+    if not session.rows(_JOURNAL_PRIVILEGES)[0]["may_read"]:
         return ()
     rows = session.rows(
         f"""SELECT id, kind, cluster, state, system_identifier, timeline, lsn::text AS lsn, detail

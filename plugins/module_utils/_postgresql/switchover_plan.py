@@ -709,11 +709,12 @@ def check_maintenance(request: Request, observed: Observed, primary: str) -> Che
 
 @_named
 def check_other_consumers(request: Request, observed: Observed, primary: str) -> Check:
-    """Fast shutdown waits until each WAL sender has sent everything, up to wal_sender_timeout for a stuck one."""
+    """Fast shutdown waits until each consumer has everything, up to wal_sender_timeout for a stuck one. What a consumer
+    has written it flushes when the shutdown asks; pg_receivewal says only then how far it has flushed."""
     current = observed.nodes[primary].current_lsn
     slow = []
     for sender in observed.nodes[primary].senders:
-        behind = _behind(sender.flush_lsn, current)
+        behind = _behind(sender.write_lsn, current)
         if sender.state != "backup" and (behind is None or behind > request.max_lag_bytes):
             slow.append(f"{sender.application_name or sender.pid}: {'unknown' if behind is None else behind} bytes behind")
     return _verdict(
@@ -988,7 +989,8 @@ def sync_plan(request: Request, observed: Observed, primary: str) -> SyncPlan:
         rule = parse_sync_rule(request.synchronous_standby_names)
         if rule is None and before and not request.accept_async_window:
             raise ValueError("synchronous_standby_names would be emptied, and accept_async_window is not given")
-    elif rule is not None:
+    elif rule is not None and primary.lower() not in [name.lower() for name in rule.names]:
+        # A list that names the old primary too is everybody's list, and stays as it is.
         receiver = candidate.receiver
         rule = rule.renamed((receiver.application_name if receiver else "") or request.candidate, primary)
     if rule is None:
@@ -1016,6 +1018,7 @@ def make_plan(
 ) -> SwitchoverPlan:
     """``bin_dir`` is remembered because nobody can ask a server that is down where its programs are."""
     sync = sync_plan(request, observed, primary)
+    own = observed.nodes[request.candidate].settings.get("synchronous_standby_names", "")
     carried = _carried_slots(request, observed, primary)
     on_primary = {slot.name for slot in observed.nodes[primary].slots if not slot.logical and not slot.temporary}
     drop = sorted((on_primary & _member_slots(request, observed)) | set(carried))
@@ -1027,9 +1030,9 @@ def make_plan(
         create_slots=tuple(_slots_to_create(request, observed, primary)),
         carried_slots=tuple(carried),
         drop_slots=tuple(drop),
-        sync_before=observed.nodes[request.candidate].settings.get("synchronous_standby_names", ""),
-        # None: neither had a list and none is wanted, so the setting is left alone.
-        sync_after=sync.after if sync.after or request.synchronous_standby_names is not None else None,
+        sync_before=own,
+        # None: the candidate's own configuration says so already, and is left alone.
+        sync_after=None if parse_sync_rule(sync.after) == parse_sync_rule(own) else sync.after,
         sync_needs_siblings=sync.needs_siblings and not request.accept_async_window,
         sync_needs_old_primary=sync.needs_old_primary and not request.accept_async_window,
         retry_interval_before=retry_interval_before,
