@@ -462,3 +462,35 @@ def test_old_primary_crashed_and_its_host_gone_is_not_promoted(stage: Scene) -> 
     # Its host is back: from there the run is rolled back, then done.
     stage.converge(candidate, old)
     stage.assert_settled(candidate, old)
+
+
+def test_killed_after_the_stop_and_the_candidate_is_down(stage: Scene) -> None:
+    """It might have been promoted from its own host: starting the old primary again could make two."""
+    old, candidate = stage.names()
+    node = stage.cluster.node(candidate)
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="stop:after").result()
+    node.kill()
+    result = stage.start(candidate, old).result()
+    assert result["state"] == "unfinished", result
+    assert "does not answer" in result["found"]
+    assert stage.writable() == []
+    node.start()
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+def test_journal_of_an_operation_that_was_finished_elsewhere(stage: Scene) -> None:
+    """Killed on the old primary's host, finished on the candidate's and then on the old one's: the journal left open on
+    the candidate's host must not make the next switchover stop a server."""
+    old, candidate = stage.names()
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="prove:after").result()
+    assert stage.start(candidate, candidate).result()["state"] == "unfinished"
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+    began = time.time()
+    result = stage.switch(old, candidate)
+    assert result["state"] == "switched over", result
+    assert not pooled_errors(stage, began)
+    stage.assert_settled(old, candidate)

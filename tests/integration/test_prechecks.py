@@ -492,6 +492,12 @@ def failover_slot_is_not_synchronised(scene: Scene) -> Iterator[Change]:
         scene.primary.sql("SELECT pg_drop_replication_slot('failover_but_not_synced')")
 
 
+@case("synchronized_standby_slots", says="wait for the slots pg9")
+def failover_slots_would_wait_for_a_stranger(scene: Scene) -> Iterator[Change]:
+    with configured(scene.candidate, synchronized_standby_slots="pg9"):
+        yield {}
+
+
 # -------------------------------------------------------------------------------------------------------------- poolers
 
 

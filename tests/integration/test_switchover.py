@@ -328,13 +328,19 @@ def test_a_failover_slot_is_carried_and_its_consumer_goes_on(scene: Scene) -> No
         scene.candidate.sql("INSERT INTO ticks VALUES (3)")
         changes = [change for change in _decoded(scene.candidate, slot) if "public.ticks" in change]
         assert changes == [f"table public.ticks: INSERT: n[integer]:{n}" for n in (2, 3)]
-        # The next failover needs it again: on the sibling, and on the old primary, which is a standby now.
-        for node in (scene.primary, scene.sibling):
-            wait_for(lambda node=node: node.sql(synced, (slot,)), seconds=60, what=f"the slot on {node.name}")
         scene.candidate.sql("SELECT pg_drop_replication_slot(%s)", (slot,))
         scene.candidate.sql("DROP TABLE ticks")
+
+
+@on("18")
+def test_slot_synchronisation_goes_on(scene: Scene) -> None:
+    """The next failover needs it: on the sibling, and on the old primary, which is a standby now."""
+    with slot_synchronisation(scene):
+        scene.switch()
         for node in (scene.primary, scene.sibling):
-            wait_for(lambda node=node: not node.sql(synced, (slot,)), seconds=60, what=f"the slot on {node.name} to go")
+            assert "dbname" in value(node, "primary_conninfo")
+            works = "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'slotsync worker'"
+            wait_for(lambda node=node: node.sql(works), seconds=70, what=f"{node.name} to synchronise slots")
 
 
 def _decoded(node: Node, slot: str) -> list[str]:
@@ -355,6 +361,7 @@ def slot_synchronisation(scene: Scene) -> Iterator[None]:
     finally:
         for node in scene.cluster.nodes:
             node.configure(sync_replication_slots=None, hot_standby_feedback=None)
+            node.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_type = 'logical'")
 
 
 # ------------------------------------------------------------------------------------------------------ logins and users

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .client import Session
+from .client import Session, parse_conninfo
 from .lsn import parse_lsn
 
 SETTINGS = (
@@ -232,10 +232,14 @@ def read_receiver(session: Session) -> WalReceiver | None:
     rows = session.rows(
         """SELECT status, coalesce(sender_host, '') AS sender_host, coalesce(sender_port, 0) AS sender_port,
                   coalesce(slot_name, '') AS slot_name, coalesce(received_tli, 0) AS timeline,
-                  coalesce(substring(conninfo from 'application_name=([^ ]+)'), '') AS application_name
+                  coalesce(conninfo, '') AS conninfo
              FROM pg_stat_wal_receiver WHERE status IS NOT NULL"""
     )
-    return WalReceiver(**rows[0]) if rows else None
+    if not rows:
+        return None
+    # The server shows it as it was given, quotes included, with the password hidden.
+    words = parse_conninfo(rows[0].pop("conninfo"))
+    return WalReceiver(**rows[0], application_name=words.get("application_name", ""))
 
 
 def read_slots(session: Session, version_num: int) -> tuple[Slot, ...]:

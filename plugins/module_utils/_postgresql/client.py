@@ -113,6 +113,19 @@ def _bounded(deadline: Deadline) -> Iterator[None]:
         _deadline.current = before
 
 
+def conninfo(words: dict[str, str]) -> str:
+    """A connection string with libpq's own quoting; empty values are left out."""
+    return str(psycopg2.extensions.make_dsn(**{key: value for key, value in words.items() if value}))
+
+
+def parse_conninfo(text: str) -> dict[str, str]:
+    """Its words, unquoted by libpq itself; empty where libpq cannot read it."""
+    try:
+        return dict(psycopg2.extensions.parse_dsn(text))
+    except psycopg2.Error:
+        return {}
+
+
 def plain_error(error: BaseException) -> str:
     """The server's or libpq's message on one line. libpq never puts passwords into its messages."""
     if isinstance(error, CallTimeout):

@@ -747,6 +747,23 @@ def check_logical_slots(request: Request, observed: Observed, primary: str) -> C
 
 
 @_named
+def check_synchronized_standby_slots(request: Request, observed: Observed, primary: str) -> Check:
+    """https://www.postgresql.org/docs/current/runtime-config-replication.html#GUC-SYNCHRONIZED-STANDBY-SLOTS"""
+    facts = observed.nodes[request.candidate]
+    names = [name.strip(' "') for name in facts.settings.get("synchronized_standby_slots", "").split(",")]
+    there = {slot.name for slot in facts.slots} | set(_slots_to_create(request, observed, primary))
+    missing = [name for name in names if name and name not in there]
+    return _verdict(
+        "synchronized_standby_slots",
+        bool(missing),
+        found=f"{request.candidate} would wait for the slots {', '.join(missing)}, which it will not have" if missing else "none",
+        expected="synchronized_standby_slots of the candidate names only slots that it will have: "
+        + ", ".join(follower.slot for follower in followers(request, observed, primary)),
+        remedy="correct synchronized_standby_slots on the candidate: the consumers of failover slots would stand still",
+    )
+
+
+@_named
 def check_synchronous_standby_names(request: Request, observed: Observed, primary: str) -> Check:
     try:
         plan = sync_plan(request, observed, primary)

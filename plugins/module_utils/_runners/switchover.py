@@ -330,7 +330,7 @@ class Switchover:
                 if not steps.runner.committed:
                     return self._roll_back(steps, error, begun=begun or [])
                 steps.journal.append("operation", "unfinished", found=error.found)
-                raise error.with_details(**self._common(), **self._report(steps, "unfinished"), changed=True)
+                raise error.with_details(**{**self._common(), **self._report(steps, "unfinished"), "changed": True})
         if steps.pending:
             steps.journal.append("operation", "unfinished", found=steps.pending)
             raise DbopsError(

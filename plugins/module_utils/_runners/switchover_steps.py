@@ -15,7 +15,7 @@ from .._core.journal import Journal
 from .._core.operation import PlannedStep, Runner, Step
 from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import OPERATION_TABLE, read_receiver
-from .._postgresql.client import Session
+from .._postgresql.client import Session, conninfo
 from .._postgresql.control import read_control
 from .._postgresql.follow_up import follow_up
 from .._postgresql.lsn import format_lsn, parse_lsn
@@ -382,16 +382,16 @@ class SwitchoverSteps:
 
     def _conninfo(self, follower: Follower) -> str:
         member = self.request.members[self.plan.candidate]
-        words = {
-            "host": member.address,
-            "port": str(member.port),
-            "user": self.options["replication_user"],
-            "passfile": self.options.get("replication_passfile") or "",
-            "application_name": follower.application_name,
-            "sslmode": self.options["replication_ssl_mode"],
-        }
-        quoted = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items() if value}
-        return " ".join(f"{key}='{value}'" for key, value in quoted.items())
+        return conninfo(
+            {
+                "host": member.address,
+                "port": str(member.port),
+                "user": self.options["replication_user"],
+                "passfile": self.options.get("replication_passfile") or "",
+                "application_name": follower.application_name,
+                "sslmode": self.options["replication_ssl_mode"],
+            }
+        )
 
     def _await_streaming(self, name: str, *, seconds: float) -> None:
         target = self.request.members[self.plan.candidate]
