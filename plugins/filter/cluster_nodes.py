@@ -10,7 +10,8 @@ short_description: The nodes option of a cluster's modules
 version_added: 0.1.0
 author: stateful.dbops contributors (@stateful-dbops)
 description:
-  - Turns one entry of C(dbops_clusters) into the list that the O(stateful.dbops.replica_promote#module:nodes) option takes.
+  - Turns one entry of C(dbops_clusters) into the list that the O(stateful.dbops.replica_promote#module:nodes) option
+    takes.
   - Login words (for example C(login_user), C(passfile), C(ssl_mode)) of a member win over those of the cluster.
 options:
   _input:

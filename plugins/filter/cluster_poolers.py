@@ -10,7 +10,8 @@ short_description: The poolers option of a cluster's modules
 version_added: 0.1.0
 author: stateful.dbops contributors (@stateful-dbops)
 description:
-  - Turns one entry of C(dbops_clusters) into one O(stateful.dbops.pgbouncer_guard#module:pooler) option for each pooler.
+  - Turns one entry of C(dbops_clusters) into one O(stateful.dbops.pgbouncer_guard#module:pooler) option for each
+    pooler.
   - With O(guards) into the list that the O(stateful.dbops.replica_promote#module:poolers) option takes.
 options:
   _input:

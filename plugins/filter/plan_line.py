@@ -28,7 +28,8 @@ _value:
   type: str
 """
 
-from typing import Any, Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Callable
 
 
 def plan_line(step: Mapping[str, Any]) -> str:

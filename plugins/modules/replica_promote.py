@@ -15,9 +15,10 @@ description:
   - Makes the standby O(candidate) the primary of its cluster, as planned work while clients write.
   - Runs on the host of the current primary. Nothing inside the write pause waits for SSH or for an Ansible task.
   - It checks, pauses the poolers, stops the old primary by its service, proves that the candidate has replayed the end
-    of the shutdown checkpoint record, promotes, points the poolers to the new primary, and lets all other members follow.
-  - Before the promotion every failure undoes what was done, and clients have seen latency only. After it the module goes
-    forward. Killed at any step and run again, it completes or rolls back and says which.
+    of the shutdown checkpoint record, promotes, points the poolers to the new primary, and lets all other members
+    follow.
+  - Before the promotion every failure undoes what was done, and clients have seen latency only. After it the module
+    goes forward. Killed at any step and run again, it completes or rolls back and says which.
   - This is the module. The playbook C(stateful.dbops.promote_replica) is what people run; it finds the primary, stages
     the poolers' configuration, arms their dead-man, and calls this module on the right host.
 options:
@@ -288,8 +289,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: C(switched over), C(unchanged), C(would switch over), C(refused), C(rolled back), C(rollback unfinished) or
-    C(unfinished). After C(unfinished) and C(rollback unfinished) a second run goes on.
+  description: C(switched over), C(unchanged), C(would switch over), C(refused), C(rolled back), C(rollback unfinished)
+    or C(unfinished). After C(unfinished) and C(rollback unfinished) a second run goes on.
   returned: always
   type: str
 operation:
@@ -317,8 +318,8 @@ statements:
   type: list
   elements: str
 proof:
-  description: The certificate - where the old timeline ended, what the candidate had replayed, and where the new timeline
-    begins. C(holds) is true if they are the same position.
+  description: The certificate - where the old timeline ended, what the candidate had replayed, and where the new
+    timeline begins. C(holds) is true if they are the same position.
   returned: when the promotion was proved
   type: dict
 pause_ms:
@@ -431,7 +432,9 @@ def main() -> None:
     except DbopsError as error:
         for warning in error.details.pop("warnings", []):
             module.warn(warning)
-        module.fail_json(msg=error.message, found=error.found, expected=error.expected, remedy=error.remedy, **error.details)
+        module.fail_json(
+            msg=error.message, found=error.found, expected=error.expected, remedy=error.remedy, **error.details
+        )
     result = {"changed": outcome.changed, "state": outcome.state, "msg": outcome.message, **outcome.details}
     for warning in result.pop("warnings"):
         module.warn(warning)

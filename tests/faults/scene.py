@@ -102,7 +102,7 @@ class Scene:
     def converge(self, candidate: str, old: str, *, tries: int = 3) -> list[dict[str, Any]]:
         """Run the same command again until it has nothing to do; the first failure must have said what to do."""
         results = []
-        for _ in range(tries):
+        for _try in range(tries):
             result = self.switch(candidate, old)
             results.append(result)
             if not result.get("failed"):
@@ -154,7 +154,9 @@ def ledger_database() -> str:
 
 
 @contextmanager
-def scene(directory: Path, version: str, *, pooler: bool = True, connections: int = 6, **options: Any) -> Iterator[Scene]:
+def scene(
+    directory: Path, version: str, *, pooler: bool = True, connections: int = 6, **options: Any
+) -> Iterator[Scene]:
     with Cluster.create(directory, version=version, pooler=pooler, **options) as cluster:
         with cluster.primary().connect("app", "accounts") as connection:
             ledger.create(connection)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults.scene import Scene, ledger_database, scene
+from tests.faults.scene import Scene, ledger_database, pause_began, scene
 from tests.lab import faults
 from tests.lab.checker import read_log
 from tests.lab.cluster import Cluster
-from tests.lab.operation import ModuleRun, journals
+from tests.lab.operation import ModuleRun, journals, run_playbook, start_playbook
 from tests.lab.server import Node, wait_for
 from tests.lab.writer import Writers
 
@@ -129,7 +130,7 @@ def pooled_errors(stage: Scene, since: float) -> list[str]:
 
 def test_walreceiver_frozen_before_the_pause(stage: Scene) -> None:
     """pg_stat_replication still says streaming and lag is small: the intent never arrives, and nobody was paused."""
-    old, candidate = stage.names()
+    _old, candidate = stage.names()
     began = time.time()
     with faults.frozen(stage.cluster.node(candidate).process("walreceiver")):
         act = Act(stage, max_lag_bytes=1 << 30)
@@ -244,7 +245,7 @@ def test_full_disk_on_the_candidate(tmp_path: Path) -> None:
 
 
 def test_slow_archive_command_does_not_extend_the_pause(stage: Scene) -> None:
-    old, _ = stage.names()
+    old, _candidate = stage.names()
     with faults.slow_archive(stage.cluster.node(old), 3):
         act = Act(stage)
         result = act.end()
@@ -258,7 +259,7 @@ def test_slow_archive_command_does_not_extend_the_pause(stage: Scene) -> None:
 
 def test_service_manager_starts_the_old_primary_again(stage: Scene) -> None:
     """standby.signal was planted before the stop: whoever starts it starts a standby."""
-    old, _ = stage.names()
+    old, _candidate = stage.names()
     with faults.restart_watcher(stage.cluster.node(old)):
         act = Act(stage)
         result = act.end()
@@ -283,7 +284,7 @@ def test_pause_exceeded_because_the_old_primary_does_not_stop(stage: Scene) -> N
     act.converge()
 
 
-# --------------------------------------------------------------------------------------------------------------- clients
+# -------------------------------------------------------------------------------------------------------------- clients
 
 
 @pytest.mark.parametrize("through", ["pooler", "direct"])
@@ -310,7 +311,9 @@ def test_transaction_that_stays_open(stage: Scene, through: str) -> None:
         assert result.get("state") == "switched over", result
         stage.guard("disarmed", act.candidate)
         stage.assert_settled(act.candidate, act.old)
-    found = stage.cluster.primary().sql("SELECT count(*) FROM dbops_probe WHERE node = 'open transaction'", dbname=ledger_database())
+    found = stage.cluster.primary().sql(
+        "SELECT count(*) FROM dbops_probe WHERE node = 'open transaction'", dbname=ledger_database()
+    )
     assert found == [(0,)]
 
 
@@ -355,7 +358,7 @@ def test_superuser_who_turns_read_only_off(stage: Scene) -> None:
     rude.stop()
 
 
-# ---------------------------------------------------------------------------------------------------------------- pooler
+# --------------------------------------------------------------------------------------------------------------- pooler
 
 
 def test_pooler_unreachable_at_resume(stage: Scene) -> None:
@@ -402,13 +405,13 @@ def test_nobody_runs_again_and_the_dead_man_resumes(stage: Scene, failpoint: str
     stage.assert_settled(candidate, old)
 
 
-# ------------------------------------------------------------------------------------------------------------------ runs
+# ----------------------------------------------------------------------------------------------------------------- runs
 
 
 def test_two_runs_started_together(stage: Scene) -> None:
     old, candidate = stage.names()
     stage.guard("armed", candidate)
-    runs = [stage.start(candidate, old) for _ in range(2)]
+    runs = [stage.start(candidate, old) for _run in range(2)]
     results = [run.result() for run in runs]
     stage.guard("disarmed", stage.writable()[0])
     done = [result for result in results if result.get("state") == "switched over"]
@@ -420,11 +423,12 @@ def test_two_runs_started_together(stage: Scene) -> None:
     stage.assert_settled(candidate, old)
 
 
-def test_cancelled_in_the_pause_rolls_back(stage: Scene) -> None:
-    """SIGTERM, as a cancelled job or a closed terminal sends it."""
+@pytest.mark.parametrize("step", ["plant_signal", "stop", "prove"])
+def test_cancelled_in_the_pause_rolls_back(stage: Scene, step: str) -> None:
+    """SIGTERM, as a cancelled job or a closed terminal sends it: acted on between two steps, never within one."""
     began = time.time()
     act = Act(stage)
-    with act.held_at("stop"):
+    with act.held_at(step):
         act.run.process.terminate()
     result = act.run.result()
     assert_rolled_back(act, result, says="told to stop")
@@ -477,6 +481,53 @@ def test_killed_after_the_stop_and_the_candidate_is_down(stage: Scene) -> None:
     assert stage.writable() == []
     node.start()
     stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+def test_stop_command_that_fails_leaves_the_primary_alone(stage: Scene) -> None:
+    """sudo refused, a wrong unit: the server was never told to stop, so undoing must not stop it either."""
+    began = time.time()
+    act = Act(stage, max_pause_ms=2000, local={**stage.cluster.module_arguments(*reversed(stage.names()))["local"],
+              "service": {"manager": "command", "start": ["true"], "stop": ["false"]}})  # fmt: skip
+    started = act.old_node.sql("SELECT pg_postmaster_start_time()")
+    result = act.run.result()
+    assert_rolled_back(act, result, says="in production")
+    assert act.old_node.sql("SELECT pg_postmaster_start_time()") == started
+    assert not pooled_errors(stage, began)
+    stage.guard("disarmed", act.old)
+    act.converge()
+
+
+def test_host_of_the_old_primary_cannot_be_reached(stage: Scene) -> None:
+    """The same through the playbook: SSH to the old primary's host fails, so it works on the candidate's; run again
+    when the host is back it finishes."""
+    old, candidate = stage.names()
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="promote:before").result()
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    override = stage.directory / "away.yml"
+    override.write_text(json.dumps({"all": {"hosts": {f"lab-{old}": away}}}))
+    play = run_playbook(
+        stage.cluster, "promote_replica.yml", "-i", str(override), promote_replica_candidate=candidate
+    )
+    assert play.returncode != 0
+    assert f"the host of {old} was not reached" in play.stdout, play.stdout[-3000:]
+    assert stage.writable() == [candidate]
+    play = run_playbook(stage.cluster, "promote_replica.yml", promote_replica_candidate=candidate)
+    assert play.returncode == 0, play.stdout[-3000:]
+    stage.assert_settled(candidate, old)
+
+
+def test_whole_playbook_killed_in_the_pause(stage: Scene) -> None:
+    """ansible-playbook and its module die; the same command again finishes."""
+    old, candidate = stage.names()
+    before = set(journals(stage.cluster, old))
+    play = start_playbook(stage.cluster, "promote_replica.yml", promote_replica_candidate=candidate)
+    assert pause_began(stage.cluster, old, before, seconds=90)
+    os.killpg(play.pid, signal.SIGKILL)
+    play.wait()
+    again = run_playbook(stage.cluster, "promote_replica.yml", promote_replica_candidate=candidate)
+    assert again.returncode == 0, again.stdout[-3000:]
     stage.assert_settled(candidate, old)
 
 

@@ -22,7 +22,12 @@ VERSIONS = ("13", "15", "18")
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of one version after another. What pytest does by itself sorts by other parameters, too."""
-    items.sort(key=lambda item: getattr(item, "callspec", None) and str(item.callspec.params.get("standing", "")) or "")
+    items.sort(key=_version)
+
+
+def _version(item: pytest.Item) -> str:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return str(parameters.get("standing", ""))
 
 
 @pytest.fixture(scope="session", params=VERSIONS)

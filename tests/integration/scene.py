@@ -1,17 +1,18 @@
 # Copyright: (c) 2026, stateful.dbops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the integration tests do with a cluster: run the module on it, see whether anything changed, bend it a little."""
+"""What the integration tests do with a cluster: run the module on it, see what changed, and bend it a little."""
 
 from __future__ import annotations
 
 import copy
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg2
 
@@ -52,7 +53,7 @@ class Standing:
 class Scene:
     """A cluster and who is who in it when the test begins. With two members there is no sibling."""
 
-    _arguments: dict[tuple[int, int, int], dict[str, Any]] = {}
+    _arguments: ClassVar[dict[tuple[int, int, int], dict[str, Any]]] = {}
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -104,12 +105,13 @@ class Scene:
     def settle(self) -> None:
         """Every standby has replayed what the primary has written."""
         written = self.primary.sql("SELECT pg_current_wal_lsn()::text")[0][0]
-        for node in (self.candidate, *self.others):
-            wait_for(
-                lambda node=node: node.sql("SELECT pg_last_wal_replay_lsn() >= %s", (written,)) == [(True,)],
-                seconds=20,
-                what=f"{node.name} to replay {written}",
-            )
+        everywhere((self.candidate, *self.others), f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{written}'")
+
+
+def everywhere(nodes: Iterable[Node], statement: str, *, seconds: float = 20) -> None:
+    """Wait until ``statement`` has rows on each of ``nodes``."""
+    for node in nodes:
+        wait_for(partial(node.sql, statement), seconds=seconds, what=f"{node.name}: {statement}")
 
 
 # ---------------------------------------------------------------------------------------------------- what is the case
@@ -234,7 +236,9 @@ def following(standby: Node, upstream: Node | None) -> Iterator[None]:
         standby.sql("ALTER SYSTEM SET primary_slot_name = %s", (primary_slot_name,))
         standby.reload()
         streams = "SELECT sender_port FROM pg_stat_wal_receiver WHERE status = 'streaming'"
-        wait_for(lambda: standby.sql(streams) == ports, seconds=20, what=f"{standby.name} to follow {ports or 'nobody'}")
+        wait_for(
+            lambda: standby.sql(streams) == ports, seconds=20, what=f"{standby.name} to follow {ports or 'nobody'}"
+        )
 
     was = standby.sql("SELECT sender_port FROM pg_stat_wal_receiver")
     follow(conninfo, "", [(upstream.port,)] if upstream else [])
@@ -253,7 +257,10 @@ def slots(node: Node, *names: str, logical: bool = False) -> Iterator[None]:
             node.sql(f"SELECT {create}('{name}'{plugin})")
         yield
     finally:
-        node.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY(%s)", (list(names),))
+        node.sql(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY(%s)",
+            (list(names),),
+        )
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from tests.integration.scene import (
     Standing,
     busy,
     configured,
+    everywhere,
     following,
     in_transaction,
     pooler_file,
@@ -36,7 +37,7 @@ from tests.integration.scene import (
 )
 from tests.lab import binaries, faults, users
 from tests.lab.cluster import Cluster
-from tests.lab.operation import run_module
+from tests.lab.operation import run_module, start_module
 from tests.lab.server import Node, wait_for
 
 Change = dict[str, Any]
@@ -75,7 +76,9 @@ def proves(*checks: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return register
 
 
-def refused(scene: Scene, check: str, *, beside: frozenset[str] = frozenset(), status: str = "failed", **changes: Any) -> str:
+def refused(
+    scene: Scene, check: str, *, beside: frozenset[str] = frozenset(), status: str = "failed", **changes: Any
+) -> str:
     """Run it for real, and see that it refuses for this reason and no other; what the check found."""
     before = snapshot(scene.cluster)
     result = scene.promote(**changes)
@@ -446,8 +449,8 @@ def statement_runs_for_long(scene: Scene) -> Iterator[Change]:
 @case("idle_in_transaction", on=("13", "18"))
 def session_idles_in_transaction(scene: Scene) -> Iterator[Change]:
     with in_transaction(scene.primary):
-        idle = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND state_change < now() - interval '0.3s'"
-        wait_for(lambda: scene.primary.sql(idle), seconds=20, what="it to idle")
+        idle = "SELECT 1 FROM pg_stat_activity WHERE state LIKE 'idle in%' AND state_change < now() - interval '0.3s'"
+        everywhere([scene.primary], idle)
         yield {"max_idle_in_transaction_seconds": 0.3}
 
 
@@ -470,9 +473,11 @@ def index_is_built(scene: Scene) -> Iterator[Change]:
     scene.primary.sql("CREATE TABLE indexed AS SELECT 1 AS a", dbname=users.DATABASE)
     try:
         # A concurrent build waits for every transaction that holds a lock on the table.
-        with in_transaction(scene.primary, "INSERT INTO indexed VALUES (2)"):
-            with busy(scene.primary, "CREATE INDEX CONCURRENTLY ON indexed (a)", seen=progress):
-                yield {}
+        with (
+            in_transaction(scene.primary, "INSERT INTO indexed VALUES (2)"),
+            busy(scene.primary, "CREATE INDEX CONCURRENTLY ON indexed (a)", seen=progress),
+        ):
+            yield {}
     finally:
         scene.primary.sql("DROP TABLE indexed", dbname=users.DATABASE)
 
@@ -485,7 +490,9 @@ def logical_slot_would_be_lost(scene: Scene) -> Iterator[Change]:
 
 @case("logical_slots", says="failover_but_not_synced")
 def failover_slot_is_not_synchronised(scene: Scene) -> Iterator[Change]:
-    scene.primary.sql("SELECT pg_create_logical_replication_slot('failover_but_not_synced', 'pgoutput', failover => true)")
+    scene.primary.sql(
+        "SELECT pg_create_logical_replication_slot('failover_but_not_synced', 'pgoutput', failover => true)"
+    )
     try:
         yield {}
     finally:
@@ -687,7 +694,10 @@ def test_a_candidate_of_another_cluster(scene: Scene, scratch: Scene) -> None:
     login = {"login_port": foreign.port, "passfile": str(scratch.cluster.passfile)}
     beside = {"candidate_streams", "replication_login", "sibling_replication_login", "timeline", "replication_lag"}
     found = refused(
-        scene, "system_identifier", beside=frozenset(beside), nodes=scene.nodes(scene.candidate, port=foreign.port, **login)
+        scene,
+        "system_identifier",
+        beside=frozenset(beside),
+        nodes=scene.nodes(scene.candidate, port=foreign.port, **login),
     )
     assert scene.candidate.name in found
 
@@ -763,6 +773,27 @@ def test_a_server_that_is_too_old(scene: Scene, tmp_path: Path, monkeypatch: pyt
         login = {"login_port": node.port, "passfile": str(old.passfile)}
         found = refused(scene, "versions", nodes=scene.nodes(scene.candidate, **login))
     assert f"{scene.candidate.name}: 12" in found
+
+
+@on_18
+@proves("no_unfinished_operation")
+def test_an_unfinished_switchover_to_another_candidate_is_not_passed_over(scene: Scene) -> None:
+    """A run was killed after the promotion. Whoever wants yet another primary now finishes that one first: its
+    temporary settings and its marker would stay for ever."""
+    scene.point_pooler(scene.candidate)
+    start_module("replica_promote", scene.arguments(), failpoint="tidy:before").result()
+    assert scene.cluster.primary() is scene.candidate
+    try:
+        onward = scene.arguments(candidate=scene.sibling, node=scene.candidate)
+        before = snapshot(scene.cluster)
+        result = run_module("replica_promote", onward)
+        assert result["state"] == "refused", result["msg"]
+        assert f"[no_unfinished_operation] an unfinished switchover to {scene.candidate.name}" in result["msg"]
+        assert f"run it again with candidate={scene.candidate.name} first" in result["msg"]
+        assert snapshot(scene.cluster) == before
+    finally:
+        finish = run_module("replica_promote", scene.arguments())
+    assert finish["state"] == "switched over", finish["msg"]
 
 
 def test_every_check_was_seen_to_fail() -> None:

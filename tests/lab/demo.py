@@ -52,8 +52,8 @@ def switch_over(cluster: Cluster) -> tuple[dict[str, Any], bool]:
     pooler = cluster.pooler
     endpoints = [(pooler.host, pooler.port)] if pooler else [(node.host, node.port) for node in cluster.nodes]
     through = pooler.version if pooler else "none"
-    print(f"{CONNECTIONS} writers, {'through ' + through if pooler else 'directly to the servers (no PgBouncer found)'}; "
-          f"switching over from {old.name} to {new.name}\n", flush=True)  # fmt: skip
+    path = f"through {through}" if pooler else "directly to the servers (no PgBouncer found)"
+    print(f"{CONNECTIONS} writers, {path}; switching over from {old.name} to {new.name}\n", flush=True)
     sampler = Sampler(cluster.nodes)
     sampler.start()
     writers = Writers(DIRECTORY / "load", endpoints, connections=CONNECTIONS, passfile=str(cluster.lab_passfile))

@@ -59,6 +59,19 @@ def run_playbook(
     )
 
 
+def start_playbook(cluster: Cluster, playbook: str, **variables: Any) -> subprocess.Popen[bytes]:
+    """Start it in a process group of its own, so that it can be killed with its modules."""
+    return subprocess.Popen(
+        playbook_command(cluster, playbook, **variables),
+        cwd=CHECKOUT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class ModuleRun:
     """A module in a process of its own, so that it can be killed."""
@@ -73,7 +86,8 @@ class ModuleRun:
         lines = [line for line in output.splitlines() if line.startswith("{")]
         if not lines and self.process.returncode >= 0:
             raise RuntimeError(f"the module printed no result (exit {self.process.returncode}): {errors[-2000:]}")
-        return json.loads(lines[-1]) if lines else {}
+        returned: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        return returned
 
 
 def start_module(module: str, arguments: dict[str, Any], *, check: bool = False, failpoint: str = "") -> ModuleRun:
@@ -104,7 +118,11 @@ def switchover_arguments(cluster: Cluster, candidate: str, node: str, **changes:
     pg_cluster_info the same way, and poolers as guarded ones."""
     arguments = {**cluster.module_arguments(candidate, node), "node": node}
     arguments["poolers"] = [
-        {**{key: value for key, value in pooler.items() if key != "config_file"}, "listeners": 1, "staged_for": candidate}
+        {
+            **{key: value for key, value in pooler.items() if key != "config_file"},
+            "listeners": 1,
+            "staged_for": candidate,
+        }
         for pooler in arguments["poolers"]
     ]
     arguments["probes"] = [
@@ -121,7 +139,7 @@ def _probe(cluster: Cluster, arguments: dict[str, Any], data_dir: Path) -> dict[
         "pg_cluster_info",
         {"cluster": cluster.name, "data_dir": str(data_dir), **{word: arguments[word] for word in words}},
     )
-    return info["probe"]
+    return dict(info["probe"])
 
 
 def journals(cluster: Cluster, node: str) -> list[Path]:

@@ -258,7 +258,7 @@ def _lag(lag: dict[str, list[list[float]]], window: tuple[float, float], base: i
         name: [point for point in points if begin - _LAG_BREAK_MS <= point[0] <= end + _LAG_BREAK_MS]
         for name, points in sorted(lag.items())
     }
-    highest = max([1000.0, *(size for points in shown.values() for _, size in points)])
+    highest = max([1000.0, *(size for points in shown.values() for _at, size in points)])
     legend, lines = "", ""
     for number, (name, points) in enumerate(shown.items()):
         colour = f"lag{number % 4}"

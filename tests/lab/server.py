@@ -41,7 +41,7 @@ def free_port() -> int:
     that retries on such a port can even connect to itself.
     """
     ceiling = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for _ in range(1000):
+    for _try in range(1000):
         port = random.randrange(min(15000, ceiling - 2000), ceiling)
         with socket.socket() as probe:
             try:

@@ -95,7 +95,7 @@ class _Load:
 
     def run(self) -> None:
         """Write until told to stop, until ``max_seconds`` are over, or until the parent is gone."""
-        workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.config.connections)]
+        workers = [threading.Thread(target=self._work, daemon=True) for _worker in range(self.config.connections)]
         ends = time.monotonic() + self.config.max_seconds
         parent = self.config.parent or os.getppid()
         for worker in workers:
@@ -219,8 +219,8 @@ class Writers:
             log=str(self.log),
             parent=os.getpid(),
             conninfo={
-                "host": ",".join(host for host, _ in endpoints),
-                "port": ",".join(str(port) for _, port in endpoints),
+                "host": ",".join(host for host, _port in endpoints),
+                "port": ",".join(str(port) for _host, port in endpoints),
                 "user": user,
                 "dbname": dbname,
                 "application_name": "dbops_lab_writer",

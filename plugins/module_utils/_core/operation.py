@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable
 
 from .clock import Clock
 from .errors import DbopsError
@@ -100,7 +101,7 @@ class Runner:
     timeline: list[dict[str, Any]] = field(default_factory=list)
     undo_errors: list[str] = field(default_factory=list)
     committed: bool = False
-    undoing: bool = False
+    told_to_stop: int = 0
     begun: list[Step] = field(default_factory=list)
 
     def run(self, steps: Iterable[Step]) -> None:
@@ -109,6 +110,12 @@ class Runner:
 
     def _apply(self, step: Step) -> None:
         name = step.plan.name
+        if self.told_to_stop and not self.committed:
+            raise Interrupted(
+                found=f"the run was told to stop (signal {self.told_to_stop}) before {name}",
+                expected="to run to its end",
+                remedy="nothing was switched; run it again when you want to",
+            )
         begin = self.clock.monotonic()
         durable = not step.plan.in_pause or step.plan.point_of_no_return
         self.journal.append(name, "start", durable=durable)
@@ -127,7 +134,6 @@ class Runner:
     def undo_all(self, more: Iterable[Step] = ()) -> None:
         """Undo every step that was begun, newest first, and before them ``more`` (what a killed run may have begun, in
         the order of the plan). What cannot be undone is kept in ``undo_errors``."""
-        self.undoing = True
         self.begun[:0] = more
         while self.begun:
             step = self.begun.pop()
@@ -152,15 +158,11 @@ class Runner:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn termination signals into Interrupted while undoing is possible; ignore them afterwards."""
+        """A termination signal takes effect between two steps, and never after the point of no return: an exception in
+        the middle of a step could not tell whether what it was about to do has happened."""
 
         def on_signal(number: int, _frame: Any) -> None:
-            if not (self.committed or self.undoing):
-                raise Interrupted(
-                    found=f"the run was told to stop (signal {number})",
-                    expected="to run to its end",
-                    remedy="nothing was switched; run it again when you want to",
-                )
+            self.told_to_stop = number
 
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         try:

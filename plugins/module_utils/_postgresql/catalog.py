@@ -148,7 +148,8 @@ def read_node(session: Session) -> NodeFacts:
     """All facts of one server, from reads alone. Raises DbopsError when the server refuses or breaks."""
     head = session.rows(
         """SELECT current_setting('server_version_num')::int AS version_num, pg_is_in_recovery() AS in_recovery,
-                  current_setting('transaction_read_only')::bool AS read_only, pg_postmaster_start_time()::text AS started,
+                  current_setting('transaction_read_only')::bool AS read_only,
+                  pg_postmaster_start_time()::text AS started,
                   (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
                   greatest((SELECT timeline_id FROM pg_control_checkpoint()),
                            (SELECT min_recovery_end_timeline FROM pg_control_recovery())) AS checkpoint_timeline,
@@ -157,7 +158,8 @@ def read_node(session: Session) -> NodeFacts:
                   CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS replay_paused,
                   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn()::text END AS current_lsn,
                   CASE WHEN NOT pg_is_in_recovery()
-                       THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS write_timeline"""
+                       THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+                  END AS write_timeline"""
     )[0]
     version_num = head["version_num"]
     if version_num < 130000:  # its catalogs lack what is read below; this much is enough to refuse it by name
@@ -202,10 +204,11 @@ def _settings(session: Session) -> dict[str, str]:
 
 def _senders(session: Session) -> tuple[WalSender, ...]:
     rows = session.rows(
-        """SELECT r.pid, r.application_name, coalesce(r.client_addr::text, '') AS client_addr, coalesce(r.state, '') AS state,
-                  r.write_lsn::text, r.replay_lsn::text,
+        """SELECT r.pid, r.application_name, coalesce(r.client_addr::text, '') AS client_addr,
+                  coalesce(r.state, '') AS state, r.write_lsn::text, r.replay_lsn::text,
                   coalesce(r.sync_state, '') AS sync_state,
-                  coalesce(s.slot_name, '') AS slot_name, coalesce(s.slot_type = 'logical', a.datname IS NOT NULL) AS logical
+                  coalesce(s.slot_name, '') AS slot_name,
+                  coalesce(s.slot_type = 'logical', a.datname IS NOT NULL) AS logical
              FROM pg_stat_replication r
              LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
              LEFT JOIN pg_stat_activity a ON a.pid = r.pid
@@ -248,7 +251,7 @@ def read_slots(session: Session, version_num: int) -> tuple[Slot, ...]:
     rows = session.rows(
         f"""SELECT slot_name, slot_type = 'logical' AS logical, active, temporary, restart_lsn::text,
                    {failover}, {invalid} AS invalid, coalesce(wal_status, '') AS wal_status
-              FROM pg_replication_slots ORDER BY slot_name"""
+              FROM pg_replication_slots ORDER BY slot_name"""  # noqa: S608  both inserts are the constants above
     )
     return tuple(
         Slot(
@@ -271,7 +274,8 @@ def _transactions(session: Session) -> tuple[Activity, ...]:
         """SELECT pid, coalesce(usename, '') AS user, application_name,
                   CASE WHEN state LIKE 'idle in transaction%%' THEN 'idle in transaction' ELSE 'running' END AS kind,
                   extract(epoch FROM clock_timestamp() -
-                      CASE WHEN state LIKE 'idle in transaction%%' THEN state_change ELSE xact_start END)::float AS seconds
+                      CASE WHEN state LIKE 'idle in transaction%%' THEN state_change ELSE xact_start END
+                  )::float AS seconds
              FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
             ORDER BY seconds DESC""".replace("%%", "%")
@@ -307,7 +311,8 @@ def _archive_ready(session: Session) -> int | None:
 def _archive_failing(session: Session) -> str:
     rows = session.rows(
         """SELECT coalesce(last_failed_wal, '') AS wal FROM pg_stat_archiver
-            WHERE last_failed_time IS NOT NULL AND (last_archived_time IS NULL OR last_failed_time > last_archived_time)"""
+            WHERE last_failed_time IS NOT NULL
+              AND (last_archived_time IS NULL OR last_failed_time > last_archived_time)"""
     )
     return str(rows[0]["wal"]) if rows else ""
 
@@ -319,7 +324,8 @@ def _managers(session: Session) -> tuple[str, ...]:
                                 WHEN application_name ILIKE 'repmgr%' THEN 'repmgr'
                                 WHEN application_name ILIKE 'efm%' THEN 'EFM' END AS manager
              FROM pg_stat_activity
-            WHERE application_name ILIKE 'patroni%' OR application_name ILIKE 'repmgrd%' OR application_name ILIKE 'efm%'
+            WHERE application_name ILIKE 'patroni%' OR application_name ILIKE 'repmgrd%'
+               OR application_name ILIKE 'efm%'
            UNION SELECT 'pg_auto_failover' FROM pg_settings
             WHERE name = 'shared_preload_libraries' AND setting LIKE '%pgautofailover%'
            UNION SELECT 'repmgr' FROM pg_settings WHERE name = 'shared_preload_libraries' AND setting LIKE '%repmgr%'
@@ -400,7 +406,7 @@ def read_operations(session: Session, condition: str) -> tuple[dict[str, Any], .
         return ()
     rows = session.rows(
         f"""SELECT id, kind, cluster, state, system_identifier, timeline, lsn::text AS lsn, detail
-              FROM dbops.operation WHERE {condition} ORDER BY opened_at DESC, id DESC LIMIT 20"""
+              FROM dbops.operation WHERE {condition} ORDER BY opened_at DESC, id DESC LIMIT 20"""  # noqa: S608  callers pass constants
     )
     return tuple(rows)
 

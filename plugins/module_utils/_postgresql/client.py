@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import select
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Iterator, Sequence
-from contextlib import contextmanager
+from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
@@ -22,10 +23,8 @@ from .._core.errors import DbopsError
 try:
     import psycopg2
     import psycopg2.extensions
-    from psycopg2 import sql
 except ImportError:  # pragma: no cover - reported by missing_driver()
     psycopg2 = None  # type: ignore[assignment]
-    sql = None  # type: ignore[assignment]
 
 
 class CallTimeout(Exception):
@@ -173,7 +172,9 @@ class Session:
         except psycopg2.Error as error:
             raise self._error(plain_error(error), sqlstate=error.pgcode or "") from error
 
-    def value(self, statement: Any, parameters: Sequence[Any] | None = None, *, deadline: Deadline | None = None) -> Any:
+    def value(
+        self, statement: Any, parameters: Sequence[Any] | None = None, *, deadline: Deadline | None = None
+    ) -> Any:
         """First column of the first row; None where there is no row."""
         rows = self.rows(statement, parameters, deadline=deadline)
         return next(iter(rows[0].values())) if rows else None
@@ -184,10 +185,8 @@ class Session:
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
+            with suppress(psycopg2.Error):
                 connection.close()
-            except psycopg2.Error:
-                pass
 
     def __enter__(self) -> Session:
         return self

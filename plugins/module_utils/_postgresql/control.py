@@ -13,10 +13,10 @@ place of the CRC moved. Little-endian 64-bit servers only (x86-64, arm64).
 from __future__ import annotations
 
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._core.clock import Clock
 from .._core.errors import DbopsError
 
 SHUT_DOWN = "shut down"
@@ -162,7 +162,7 @@ def parse_control(data: bytes) -> ControlFile | None:
     )
 
 
-def read_control(data_dir: Path) -> ControlFile:
+def read_control(data_dir: Path, clock: Clock) -> ControlFile:
     """``global/pg_control`` below ``data_dir``, checked against its CRC; a torn read is repeated (at most 10 ms).
 
     Raises DbopsError where the file is missing, unreadable, damaged or of an unknown format.
@@ -179,7 +179,7 @@ def read_control(data_dir: Path) -> ControlFile:
             ) from error
         if control is not None:
             return control
-        time.sleep(_TORN_READ_PAUSE)
+        clock.sleep(_TORN_READ_PAUSE)
     raise DbopsError(
         found=f"{path} does not match its CRC",
         expected="an intact control file written by a 64-bit little-endian server",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 from .catalog import NodeFacts
 
@@ -35,7 +35,9 @@ def follow_up(old_primary: NodeFacts, *, data_dir: Path, places: Iterable[str] =
         except OSError:
             continue
         for number in cron_lines(text, (*TOOLS, str(data_dir))):
-            named.append(f"{path} line {number} on the host of {old_primary.name}: does this job belong to the primary?")
+            named.append(
+                f"{path} line {number} on the host of {old_primary.name}: does this job belong to the primary?"
+            )
     if old_primary.cron_jobs:
         named.append(f"{old_primary.cron_jobs} jobs of pg_cron now run on the new primary, if it loads the extension")
     command = old_primary.settings.get("archive_command") or old_primary.settings.get("archive_library", "")

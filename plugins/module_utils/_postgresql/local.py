@@ -14,10 +14,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
@@ -191,6 +192,12 @@ class LocalServer:
         self._started.append(process)
         return process
 
+    @property
+    def stop_pending(self) -> bool:
+        """The stop command still runs. It may act later than it was started, so nothing that the server says before
+        the command has ended is final."""
+        return any(process.poll() is None for process in self._started)
+
     def end_stop(self, deadline: Deadline, *, immediate: bool = False) -> bool:
         """Wait until no process of the server is left; ``immediate`` sends SIGQUIT first (safe: all that was
         acknowledged is in the WAL). False where it still runs at the deadline."""
@@ -198,7 +205,7 @@ class LocalServer:
             pid = self.pid()
             if pid:
                 os.kill(pid, signal.SIGQUIT)
-        while self.pid() is not None or any(process.poll() is None for process in self._started):
+        while self.pid() is not None or self.stop_pending:
             if deadline.passed():
                 return False
             self.clock.sleep(0.01)
@@ -218,8 +225,8 @@ class LocalServer:
             said = " ".join(output.read()[-400:].decode(errors="replace").split())
         if code != 0:
             raise DbopsError(
-                found=f"{' '.join(self.service.start)} " + ("did not end in time" if code is None else f"failed ({code})")
-                + (f": {said}" if said else ""),
+                found=f"{' '.join(self.service.start)} "
+                + ("did not end in time" if code is None else f"failed ({code})") + (f": {said}" if said else ""),
                 expected="the server starts",
                 remedy=f"read the log of the server in {self.data_dir}, mend what it says, and run again",
             )  # fmt: skip
@@ -265,7 +272,10 @@ class LocalServer:
             return sorted(path.stem for path in (self.data_dir / "pg_wal" / "archive_status").glob("*.ready"))
 
     def archive(self, name: str, command: str, *, timeout: float) -> bool:
-        """Archive one file as the archiver would (https://www.postgresql.org/docs/current/continuous-archiving.html)."""
+        """Archive one file as the archiver would.
+
+        Source: https://www.postgresql.org/docs/current/continuous-archiving.html
+        """
         values = {"%p": f"pg_wal/{name}", "%f": name, "%%": "%"}
         line = re.sub(r"%[pf%]", lambda match: values[match.group()], command)
         try:

@@ -208,9 +208,7 @@ def follows(request: Request, facts: NodeFacts) -> bool:
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
-def _verdict(
-    name: str, bad: bool | None, *, found: str, expected: str, remedy: str, status: str = "failed"
-) -> Check:
+def _verdict(name: str, bad: bool | None, *, found: str, expected: str, remedy: str, status: str = "failed") -> Check:
     """``bad`` None means unknown, and unknown refuses."""
     if bad is None:
         return Check(name, "unknown", found, expected, remedy)
@@ -308,6 +306,23 @@ def _runs_on_primary(request: Request, observed: Observed) -> Check:
         found=f"the module runs for {request.node}, the primary is {primary}",
         expected="the module runs on the primary's host, where the server is stopped",
         remedy=f"run it on the host of {primary} with node={primary} (the role promote_replica does)",
+    )
+
+
+@_named
+def check_no_unfinished_operation(request: Request, observed: Observed, primary: str) -> Check:
+    """One to this candidate is finished by this very run, and never comes here."""
+    others = [name for name in observed.nodes if name != request.candidate]
+    rows = {name: open_operation(observed, name) for name in others}
+    found = [name for name, row in rows.items() if row is not None and row["detail"]["candidate"] == name]
+    return _verdict(
+        "no_unfinished_operation",
+        bool(found),
+        found=f"an unfinished switchover to {', '.join(found)}" if found else "none",
+        expected="no other switchover of this cluster is unfinished",
+        remedy=f"run it again with candidate={found[0]} first: its temporary settings have to be put back"
+        if found
+        else "",
     )
 
 
@@ -445,7 +460,13 @@ def check_apply_delay(request: Request, observed: Observed, primary: str) -> Che
 
 @_named
 def check_recovery_target(request: Request, observed: Observed, primary: str) -> Check:
-    names = ("recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid")
+    names = (
+        "recovery_target",
+        "recovery_target_lsn",
+        "recovery_target_name",
+        "recovery_target_time",
+        "recovery_target_xid",
+    )
     wrong = [
         f"{member}: {name} = {facts.settings[name]}"
         for member, facts in observed.nodes.items()
@@ -495,7 +516,9 @@ def check_candidate_settings(request: Request, observed: Observed, primary: str)
     )
     before, after = observed.nodes[primary], observed.nodes[request.candidate]
     less = [
-        f"{name}: {after.number(name)} < {before.number(name)}" for name in names if after.number(name) < before.number(name)
+        f"{name}: {after.number(name)} < {before.number(name)}"
+        for name in names
+        if after.number(name) < before.number(name)
     ]
     return _verdict(
         "candidate_settings",
@@ -567,11 +590,12 @@ def check_free_wal_senders(request: Request, observed: Observed, primary: str) -
 def check_free_slots(request: Request, observed: Observed, primary: str) -> Check:
     candidate = observed.nodes[request.candidate]
     needed = len(_slots_to_create(request, observed, primary)) + 1
-    free = candidate.number("max_replication_slots") - len(candidate.slots)
+    total = candidate.number("max_replication_slots")
+    free = total - len(candidate.slots)
     return _verdict(
         "free_slots",
         free < needed,
-        found=f"{free} of {candidate.number('max_replication_slots')} replication slots are free on {request.candidate}",
+        found=f"{free} of {total} replication slots are free on {request.candidate}",
         expected=f"{needed}: one for each follower and carried slot, and one marker while the switchover runs",
         remedy="drop unused slots on the candidate, or raise max_replication_slots there and restart it",
     )
@@ -602,10 +626,11 @@ def check_sibling_replication_login(request: Request, observed: Observed, primar
     return _verdict(
         "sibling_replication_login",
         True if wrong else None if unknown else False,
-        found="; ".join(wrong + [f"{name}: not tried" for name in unknown]) or "all siblings can log in to the candidate",
+        found="; ".join(wrong + [f"{name}: not tried" for name in unknown])
+        or "all siblings can log in to the candidate",
         expected=f"every other standby's host can open a replication connection to {request.candidate}",
-        remedy="admit it in the candidate's pg_hba.conf; pass the results of pg_cluster_info run on these hosts as probes"
-        " (the role promote_replica does)",
+        remedy="admit it in the candidate's pg_hba.conf; pass the results of pg_cluster_info run on these hosts as"
+        " probes (the role promote_replica does)",
     )
 
 
@@ -613,7 +638,11 @@ def check_sibling_replication_login(request: Request, observed: Observed, primar
 def check_disk_space(request: Request, observed: Observed, primary: str) -> Check:
     free = {primary: observed.local.free_bytes}
     free.update({name: probe.free_bytes for name, probe in observed.probes.items()})
-    low = [f"{name}: {value >> 20} MiB" for name, value in free.items() if value is not None and value < request.min_free_bytes]
+    low = [
+        f"{name}: {value >> 20} MiB"
+        for name, value in free.items()
+        if value is not None and value < request.min_free_bytes
+    ]
     unknown = free[primary] is None or request.candidate not in observed.probes
     return _verdict(
         "disk_space",
@@ -627,7 +656,10 @@ def check_disk_space(request: Request, observed: Observed, primary: str) -> Chec
 @_named
 def check_rewind_ready(request: Request, observed: Observed, primary: str) -> Check:
     settings = observed.nodes[primary].settings
-    ready = settings.get("full_page_writes") == "on" and "on" in (settings.get("wal_log_hints"), settings.get("data_checksums"))
+    ready = settings.get("full_page_writes") == "on" and "on" in (
+        settings.get("wal_log_hints"),
+        settings.get("data_checksums"),
+    )
     return _verdict(
         "rewind_ready",
         not ready,
@@ -716,7 +748,9 @@ def check_other_consumers(request: Request, observed: Observed, primary: str) ->
     for sender in observed.nodes[primary].senders:
         behind = _behind(sender.write_lsn, current)
         if sender.state != "backup" and (behind is None or behind > request.max_lag_bytes):
-            slow.append(f"{sender.application_name or sender.pid}: {'unknown' if behind is None else behind} bytes behind")
+            slow.append(
+                f"{sender.application_name or sender.pid}: {'unknown' if behind is None else behind} bytes behind"
+            )
     return _verdict(
         "other_consumers",
         bool(slow),
@@ -756,7 +790,9 @@ def check_synchronized_standby_slots(request: Request, observed: Observed, prima
     return _verdict(
         "synchronized_standby_slots",
         bool(missing),
-        found=f"{request.candidate} would wait for the slots {', '.join(missing)}, which it will not have" if missing else "none",
+        found=f"{request.candidate} would wait for the slots {', '.join(missing)}, which it will not have"
+        if missing
+        else "none",
         expected="synchronized_standby_slots of the candidate names only slots that it will have: "
         + ", ".join(follower.slot for follower in followers(request, observed, primary)),
         remedy="correct synchronized_standby_slots on the candidate: the consumers of failover slots would stand still",
@@ -778,7 +814,8 @@ def check_synchronous_standby_names(request: Request, observed: Observed, primar
     return _verdict(
         "synchronous_standby_names",
         plan.missing > 0 and not request.accept_async_window,
-        found=f"after the switch {plan.after or 'asynchronous'}, with {', '.join(plan.available) or 'no standby'} to confirm",
+        found=f"after the switch {plan.after or 'asynchronous'},"
+        f" with {', '.join(plan.available) or 'no standby'} to confirm",
         expected="a list that the remaining members can satisfy, so that no commit waits for ever",
         remedy="give synchronous_standby_names for the time after the switch, or accept_async_window=true",
     )
@@ -835,7 +872,11 @@ def check_pooler_mode(request: Request, observed: Observed, primary: str) -> Che
 @_named
 def check_pooler_targets(request: Request, observed: Observed, primary: str) -> Check:
     member = request.members[primary]
-    wrong = [f"{pooler.name}: no database points to this cluster" for pooler in observed.poolers if not pooler.error and not pooler.databases]
+    wrong = [
+        f"{pooler.name}: no database points to this cluster"
+        for pooler in observed.poolers
+        if not pooler.error and not pooler.databases
+    ]
     wrong += [
         f"{pooler.name}/{database.name} points to {database.host}:{database.port}"
         for pooler in observed.poolers
@@ -950,7 +991,7 @@ class SwitchoverPlan:
 
     @classmethod
     def from_detail(cls, detail: dict[str, Any]) -> SwitchoverPlan:
-        values = {
+        values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in detail.items()
             if key in cls.__dataclass_fields__
@@ -1079,11 +1120,17 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
             f"make {new} promote at once, and give it the list of synchronous standbys of its time as primary",
             (
                 f"ALTER SYSTEM SET wal_retrieve_retry_interval = '{RETRY_INTERVAL}'",
-                *((f"ALTER SYSTEM SET synchronous_standby_names = '{plan.sync_after}'",) if plan.sync_after is not None else ()),
+                *(
+                    (f"ALTER SYSTEM SET synchronous_standby_names = '{plan.sync_after}'",)
+                    if plan.sync_after is not None
+                    else ()
+                ),
                 "SELECT pg_reload_conf()",
             ),
         ),
-        PlannedStep("checkpoints", f"checkpoint {old} twice and {new} once, so that the shutdown is short", ("CHECKPOINT",)),
+        PlannedStep(
+            "checkpoints", f"checkpoint {old} twice and {new} once, so that the shutdown is short", ("CHECKPOINT",)
+        ),
         PlannedStep(
             "pause_poolers",
             f"pause the poolers ({poolers}); clients wait from here on",
@@ -1097,7 +1144,9 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
             in_pause=True,
         ),
         PlannedStep("stop", f"stop {old} by its service until pg_control says 'shut down'", in_pause=True),
-        PlannedStep("prove", f"prove that {new} has replayed the end of the shutdown checkpoint of {old}", in_pause=True),
+        PlannedStep(
+            "prove", f"prove that {new} has replayed the end of the shutdown checkpoint of {old}", in_pause=True
+        ),
         PlannedStep(
             "promote",
             f"promote {new}",

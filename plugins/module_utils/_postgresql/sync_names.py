@@ -9,8 +9,8 @@ Grammar: https://www.postgresql.org/docs/current/runtime-config-replication.html
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Iterable
 
 _TOKEN = re.compile(r'\s*("(?:[^"]|"")*"|[(),*]|[^\s(),*"]+)')
 _PLAIN = re.compile(r"[a-z_][a-z0-9_$]*\Z")

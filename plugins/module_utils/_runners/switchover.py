@@ -17,7 +17,8 @@ from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
-from .._core.journal import Journal, LockFile, open_operation as open_journal, params_hash, state_directory
+from .._core.journal import Journal, LockFile, params_hash, state_directory
+from .._core.journal import open_operation as open_journal
 from .._core.operation import Check, Runner, Step, refuse_unless_good
 from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import read_receiver
@@ -178,11 +179,14 @@ class Switchover:
     def _check(self, checks: list[Check]) -> None:
         """Raises DbopsError, state refused, unless all are good."""
         self.checks = checks
-        self.warnings += [f"[{check.name}] {check.found}; {check.remedy}" for check in checks if check.status == "warning"]
+        self.warnings += [
+            f"[{check.name}] {check.found}; {check.remedy}" for check in checks if check.status == "warning"
+        ]
         try:
             refuse_unless_good(checks)
         except DbopsError as error:
-            raise error.with_details(**self._common(), state="refused", changed=False)
+            error.with_details(**self._common(), state="refused", changed=False)
+            raise
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -271,18 +275,18 @@ class Switchover:
             raise DbopsError(
                 found=f"{plan.old_primary} is gone, and {why}",
                 expected=f"proof that {plan.candidate} has everything {plan.old_primary} acknowledged",
-                remedy=f"bring the host of {plan.old_primary} back and run again there (its server starts as a standby, so"
-                " it cannot accept a write before); promoting without proof is a failover and may lose commits",
+                remedy=f"bring the host of {plan.old_primary} back and run again there (its server starts as a standby,"
+                " so it cannot accept a write before); promoting without proof is a failover and may lose commits",
                 details={**self._common(), **self._report(steps, "unfinished"), "changed": False},
             )
         if not candidate.answered:
             raise DbopsError(
                 found=f"{plan.old_primary} was stopped by an unfinished run, and {plan.candidate} does not answer:"
                 f" {candidate.error}",
-                expected=f"{plan.candidate} says whether it was promoted: were it, starting {plan.old_primary} as a primary"
-                " would make two",
-                remedy=f"bring {plan.candidate} back and run again. If it is lost for good and you know that nobody promoted"
-                f" it, remove standby.signal from the data directory of {plan.old_primary} and start it",
+                expected=f"{plan.candidate} says whether it was promoted: were it, starting {plan.old_primary} as a"
+                " primary would make two",
+                remedy=f"bring {plan.candidate} back and run again. If it is lost for good and you know that nobody"
+                f" promoted it, remove standby.signal from the data directory of {plan.old_primary} and start it",
                 details={**self._common(), **self._report(steps, "unfinished"), "changed": False},
             )
         return self._roll_back(
@@ -330,7 +334,8 @@ class Switchover:
                 if not steps.runner.committed:
                     return self._roll_back(steps, error, begun=begun or [])
                 steps.journal.append("operation", "unfinished", found=error.found)
-                raise error.with_details(**{**self._common(), **self._report(steps, "unfinished"), "changed": True})
+                error.with_details(**{**self._common(), **self._report(steps, "unfinished"), "changed": True})
+                raise
         if steps.pending:
             steps.journal.append("operation", "unfinished", found=steps.pending)
             raise DbopsError(
@@ -369,8 +374,8 @@ class Switchover:
         ) from error
 
     def _await_standbys(self, primary: str) -> None:
-        """A rollback that restarted the primary cut its standbys off; they come back within wal_retrieve_retry_interval.
-        Wait for them, so that the next run finds a whole cluster."""
+        """A rollback that restarted the primary cut its standbys off; they come back within
+        wal_retrieve_retry_interval. Wait for them, so that the next run finds a whole cluster."""
         deadline = Deadline.after(self.clock, RECONNECT_SECONDS)
         for name in self.request.members:
             while name != primary:

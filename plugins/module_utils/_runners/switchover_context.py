@@ -96,7 +96,7 @@ class SwitchoverContext:
         problem = self.local.problem()
         if problem:
             return LocalFacts(data_dir=str(self.local.data_dir), problem=problem)
-        control = read_control(self.local.data_dir)
+        control = read_control(self.local.data_dir, self.clock)
         running = self.local.pid() is not None
         end, shutdown_problem = self.shutdown_end(nodes, running=running)
         passfile = self.options.get("replication_passfile") or ""
@@ -120,7 +120,7 @@ class SwitchoverContext:
         """End of the shutdown checkpoint as this host can prove it: from the old primary's own WAL, or, on the
         candidate's host, from the fact that it is the last record the candidate has."""
         try:
-            control = read_control(self.local.data_dir)
+            control = read_control(self.local.data_dir, self.clock)
             if self.request.node != self.request.candidate:
                 if running:
                     return None, "the server in data_dir is running"
@@ -168,4 +168,3 @@ class SwitchoverContext:
         except DbopsError as error:
             return error.found
         return ""
-

@@ -81,10 +81,11 @@ class SwitchoverSteps:
             return self.pause.sooner(seconds)
         return Deadline.after(self.clock, seconds)
 
-    def _begin_pause(self) -> None:
+    def _begin_pause(self) -> Deadline:
         if self.pause is None:
             self.pause_began = self.clock.monotonic()
             self.pause = Deadline.after(self.clock, self.request.max_pause_ms / 1000)
+        return self.pause
 
     def apply_intent(self) -> None:
         session = self.sessions.to(self.plan.old_primary)
@@ -133,7 +134,12 @@ class SwitchoverSteps:
 
         return parse_lsn(
             wait_until(
-                replayed, lambda text: parse_lsn(text) >= lsn, deadline=deadline, interval=POLL_SECONDS, what=what, remedy=remedy
+                replayed,
+                lambda text: parse_lsn(text) >= lsn,
+                deadline=deadline,
+                interval=POLL_SECONDS,
+                what=what,
+                remedy=remedy,
             )
         )
 
@@ -219,9 +225,7 @@ class SwitchoverSteps:
         return {(item.address, item.port) for item in chosen} | {(item.login_host, item.login_port) for item in chosen}
 
     def apply_pause_poolers(self) -> None:
-        self._begin_pause()
-        assert self.pause is not None
-        drain = self.pause.sooner(self.request.max_pause_ms / 1000 * DRAIN_SHARE)
+        drain = self._begin_pause().sooner(self.request.max_pause_ms / 1000 * DRAIN_SHARE)
         for name, console in self.consoles.items():
             console.start_pause(self._routes[name], drain)
         for name, console in self.consoles.items():
@@ -261,7 +265,7 @@ class SwitchoverSteps:
         self.sessions.drop(self.plan.old_primary)
         self.local.begin_stop()
         wait_until(
-            lambda: read_control(self.local.data_dir).state,
+            lambda: read_control(self.local.data_dir, self.clock).state,
             lambda state: state == "shut down",
             deadline=self._in_pause(),
             interval=POLL_SECONDS,
@@ -272,7 +276,8 @@ class SwitchoverSteps:
     def undo_stop(self) -> None:
         """Start the old primary again as a primary. The marker goes first: from its absence a later run on the
         candidate's host knows that the shutdown checkpoint was not the end."""
-        if self.local.pid() is not None and not self._local_in_recovery() and self.writable(self.plan.old_primary):
+        running = self.local.pid() is not None and not self._local_in_recovery()
+        if running and not self.local.stop_pending and self.writable(self.plan.old_primary):
             self.local.remove_signal()
             return
         try:
@@ -285,7 +290,7 @@ class SwitchoverSteps:
             self.warnings.append(f"the marker slot on {self.plan.candidate} could not be dropped: {error.found}")
         deadline = Deadline.after(self.clock, UNDO_SECONDS)
         if self.local.pid() is not None:
-            if not self._stop_requested():
+            if not self.local.stop_pending and not self._stop_requested():
                 self.local.begin_stop()
             grace = Deadline.after(self.clock, 0.5)
             if not self.local.end_stop(grace) and not self.local.end_stop(deadline, immediate=True):
@@ -307,10 +312,10 @@ class SwitchoverSteps:
         )
 
     def _stop_requested(self) -> bool:
-        return read_control(self.local.data_dir).state in ("shutting down", "shut down")
+        return read_control(self.local.data_dir, self.clock).state in ("shutting down", "shut down")
 
     def _local_in_recovery(self) -> bool:
-        return read_control(self.local.data_dir).state == "in archive recovery"
+        return read_control(self.local.data_dir, self.clock).state == "in archive recovery"
 
     def writable(self, name: str) -> bool:
         try:
@@ -325,10 +330,12 @@ class SwitchoverSteps:
         if self.request.node == self.plan.candidate:
             end, why = self.context.shutdown_end(self.sessions.facts(), running=True)
             if end is None:
-                raise DbopsError(found=why, expected="the shutdown checkpoint is the candidate's last record", remedy="see above")
+                raise DbopsError(
+                    found=why, expected="the shutdown checkpoint is the candidate's last record", remedy="see above"
+                )
             start: int | None = None
         else:
-            control = read_control(self.local.data_dir)
+            control = read_control(self.local.data_dir, self.clock)
             checkpoint = read_shutdown_checkpoint(self.local.data_dir, control)
             start, end = checkpoint.start_lsn, checkpoint.end_lsn
         replayed = self._await_replay(
@@ -523,7 +530,8 @@ class SwitchoverSteps:
         end = self.proof.get("shutdown_checkpoint_end")
         if end is not None and parse_lsn(end) != fork:
             raise DbopsError(
-                found=f"timeline {timeline} left timeline {plan.old_timeline} at {format_lsn(fork)}, the proof ended at {end}",
+                found=f"timeline {timeline} left timeline {plan.old_timeline} at {format_lsn(fork)}, the proof ended at"
+                f" {end}",
                 expected="the new timeline begins where the old primary ended",
                 remedy=f"compare the WAL of {plan.old_primary} behind {format_lsn(fork)} before anything else is done",
             )
@@ -562,7 +570,7 @@ class SwitchoverSteps:
         return history_switchpoint(text, self.plan.old_timeline)
 
     def recall_proof(self, journal: list[dict[str, Any]], observed: Observed) -> None:
-        """A killed run proved it before it promoted; where its journal is not here, the old primary's WAL still does."""
+        """A killed run proved it before it promoted; where its journal is not here, the old primary's WAL does."""
         for record in journal:
             if record["step"] == "prove" and record["event"] == "note":
                 self.proof = dict(record["data"]["proof"])

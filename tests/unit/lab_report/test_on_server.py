@@ -72,7 +72,7 @@ def test_quiet_run(writers: Writers, node: Node) -> None:
 
 
 def test_two_runs_on_one_ledger(writers: Writers, node: Node) -> None:
-    for _ in range(2):
+    for _time in range(2):
         run(writers, 0.1)
         assert judge(writers, node).ok
 
@@ -192,7 +192,7 @@ def test_commits_past_a_position_are_counted(cluster: Cluster, node: Node) -> No
 
     node.sql("SELECT pg_switch_wal()")
     before = position()
-    for _ in range(3):
+    for _time in range(3):
         node.sql("INSERT INTO dbops_probe (node) VALUES ('x')", user="app", dbname="accounts")
     assert count(before) == 3
     assert count(position()) == 0
@@ -220,7 +220,7 @@ def test_a_refused_login_says_why_and_shows_no_password(node: Node, tmp_path: Pa
     arguments: list[bytes] = []
 
     def look() -> None:
-        wait_for(lambda: writers.log.exists(), seconds=5, what="the writer to start")
+        wait_for(writers.log.exists, seconds=5, what="the writer to start")
         arguments.append(Path(f"/proc/{writers.pid}/cmdline").read_bytes())
 
     watcher = threading.Thread(target=look)

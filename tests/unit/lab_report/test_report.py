@@ -107,7 +107,7 @@ def test_page_tells_the_run(tmp_path: Path, data: dict[str, Any]) -> None:
 def test_page_needs_nothing_from_outside(tmp_path: Path, data: dict[str, Any]) -> None:
     page = render(tmp_path, data)
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
-    assert not {"src", "href"} & {name for name, _ in page.attributes}
+    assert not {"src", "href"} & {name for name, _value in page.attributes}
     assert "url(" not in page.text
     assert "@import" not in page.text
 

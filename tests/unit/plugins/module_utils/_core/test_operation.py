@@ -113,7 +113,9 @@ def test_an_undo_that_fails_is_kept_and_the_others_still_run(runner: Runner, don
     assert written(runner)[6:] == ["c undone", "b undo failed", "a undone"]
 
 
-def test_an_undo_that_meets_the_operating_system_does_not_stop_the_others_either(runner: Runner, done: list[str]) -> None:
+def test_an_undo_that_meets_the_operating_system_does_not_stop_the_others_either(
+    runner: Runner, done: list[str]
+) -> None:
     runner.run([step(done, "pause_poolers"), step(done, "plant_signal", undo=fails(PermissionError(13, "denied")))])
     runner.undo_all()
     assert done[2:] == ["undo plant_signal", "undo pause_poolers"]
@@ -191,7 +193,9 @@ def test_a_signal_while_the_intent_to_promote_is_written_does_not_leave_it_behin
         assert done == ["promote"]
 
 
-def test_a_failure_after_the_point_of_no_return_is_raised_with_the_run_committed(runner: Runner, done: list[str]) -> None:
+def test_a_failure_after_the_point_of_no_return_is_raised_with_the_run_committed(
+    runner: Runner, done: list[str]
+) -> None:
     steps = [step(done, "promote", point_of_no_return=True), step(done, "follow", apply=fails())]
     with pytest.raises(DbopsError, match="it is broken"):
         runner.run(steps)
@@ -205,6 +209,7 @@ def test_a_signal_does_not_interrupt_the_undoing(runner: Runner, done: list[str]
     with runner.signals():
         runner.undo_all()
     assert done[2:] == ["undo b", "undo a"]
+    assert runner.undo_errors == []
 
 
 def test_a_step_needs_no_undo(runner: Runner) -> None:
@@ -229,12 +234,18 @@ def test_failed_and_unknown_refuse_together_and_a_warning_does_not() -> None:
 
 
 def test_plans_and_checks_are_plain_data() -> None:
-    assert Check("a", "ok", "b", "c").as_dict() == {"name": "a", "status": "ok", "found": "b", "expected": "c", "remedy": ""}
-    assert PlannedStep("a", "b", ("SELECT 1",), in_pause=True).as_dict() == {
+    assert Check("a", "ok", "b", "c").as_dict() == {
+        "name": "a",
+        "status": "ok",
+        "found": "b",
+        "expected": "c",
+        "remedy": "",
+    }
+    assert PlannedStep("a", "b", ("SELECT 1",)).as_dict() == {
         "name": "a",
         "summary": "b",
         "statements": ["SELECT 1"],
         "locks": "none",
-        "in_pause": True,
+        "in_pause": False,
         "point_of_no_return": False,
     }

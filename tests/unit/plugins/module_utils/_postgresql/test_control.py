@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock
 from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql import control
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.control import (
@@ -60,13 +61,13 @@ def test_every_field_is_what_the_server_says(major: int, answer: dict[str, Any])
 DUMPED = [(major, answer) for major, answer in CONTROLS if "pg_controldata" in answer]
 
 
-@pytest.mark.parametrize(("major", "answer"), DUMPED, ids=[str(major) for major, _ in DUMPED])
+@pytest.mark.parametrize(("major", "answer"), DUMPED, ids=[str(major) for major, _answer in DUMPED])
 def test_pg_controldata_of_the_same_major_agrees(major: int, answer: dict[str, Any]) -> None:
     parsed = parse_control(answer["bytes"])
     assert parsed is not None
     printed = {
         label.strip(): value.strip()
-        for label, _, value in (line.partition(":") for line in answer["pg_controldata"].splitlines())
+        for label, _colon, value in (line.partition(":") for line in answer["pg_controldata"].splitlines())
     }
 
     def moment(seconds: int) -> str:
@@ -141,19 +142,19 @@ def test_a_torn_read_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert parse_control(torn) is None
     data_dir = data_directory(tmp_path, torn)
     monkeypatch.setattr(time, "sleep", lambda _seconds: (data_dir / "global" / "pg_control").write_bytes(intact))
-    assert read_control(data_dir) == parse_control(intact)
+    assert read_control(data_dir, Clock()) == parse_control(intact)
 
 
 def test_a_damaged_file_is_given_up(tmp_path: Path) -> None:
     intact = BYTES[15, "shut down"]
     data_dir = data_directory(tmp_path, intact[:20] + b"\xff" + intact[21:])
     with pytest.raises(DbopsError, match="does not match its CRC"):
-        read_control(data_dir)
+        read_control(data_dir, Clock())
 
 
 def test_a_missing_file_names_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DbopsError, match=r"No such file.*check data_dir"):
-        read_control(tmp_path)
+        read_control(tmp_path, Clock())
 
 
 @pytest.mark.parametrize("version", [1201, 1900, int.from_bytes((1800).to_bytes(4, "big"), "little")])
@@ -161,7 +162,7 @@ def test_other_versions_and_byte_orders_are_refused(tmp_path: Path, version: int
     intact = BYTES[18, "shut down"]
     data_dir = data_directory(tmp_path, intact[:8] + version.to_bytes(4, "little") + intact[12:])
     with pytest.raises(DbopsError, match=f"pg_control_version {version}.*13 to 18"):
-        read_control(data_dir)
+        read_control(data_dir, Clock())
 
 
 def test_words_for_states_are_those_of_pg_controldata() -> None:

@@ -232,7 +232,12 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("replication_login", FAILED, REQUEST, but(local={"passfile_problem": "may be read by others"})),
     ("replication_login", FAILED, REQUEST, but(local={"replication_problem": "no pg_hba.conf entry"})),
     ("sibling_replication_login", UNKNOWN, REQUEST, but(probes={"pg2": GOOD.probes["pg2"]})),
-    ("sibling_replication_login", FAILED, REQUEST, but(probes={**GOOD.probes, "pg3": Probe("pg3", "no entry", PLENTY)})),
+    (
+        "sibling_replication_login",
+        FAILED,
+        REQUEST,
+        but(probes={**GOOD.probes, "pg3": Probe("pg3", "no entry", PLENTY)}),
+    ),
     ("disk_space", UNKNOWN, REQUEST, but(local={"free_bytes": None})),
     ("disk_space", UNKNOWN, REQUEST, but(probes={"pg3": GOOD.probes["pg3"]})),
     ("disk_space", FAILED, REQUEST, but(local={"free_bytes": (256 << 20) - 1})),
@@ -315,6 +320,10 @@ def test_it_is_this_check_alone_that_refuses_and_it_says_why(
         ("replication_lag", REQUEST, but(pg2={"replay_lsn": LSN - REQUEST.max_lag_bytes})),
         ("replication_lag", replace(REQUEST, max_lag_bytes=0), but(pg2={"replay_lsn": LSN + 8})),
         ("archive_backlog", REQUEST, but(pg1={"archive_ready": 16})),
+        ("free_wal_senders", REQUEST, but(pg2={"senders": (sender(),) * 8})),
+        ("free_slots", REQUEST, but(pg2={"slots": tuple(slot(f"s{number}") for number in range(7))})),
+        ("disk_space", REQUEST, but(local={"free_bytes": 256 << 20})),
+        ("candidate_settings", REQUEST, but(pg1={"settings": {"max_connections": "99"}})),
         ("archive_settings", REQUEST, but(pg2={"settings": {"archive_mode": "always", "archive_library": "x"}})),
         ("candidate_settings", REQUEST, but(pg2={"settings": {"max_connections": "200"}})),
         ("candidate_streams", REQUEST, but(pg2={"receiver": receiver("192.0.2.1", 6001)})),
@@ -322,7 +331,11 @@ def test_it_is_this_check_alone_that_refuses_and_it_says_why(
         ("long_transactions", REQUEST, but(pg1={"transactions": (activity("running", 10.0),)})),
         ("long_transactions", REQUEST, but(pg1={"transactions": (activity("idle in transaction", 4.0),)})),
         ("other_consumers", REQUEST, but(pg1={"senders": (sender(position=None, state="backup"),)})),
-        ("logical_slots", replace(REQUEST, accept_lost_slots=("sub",)), but(pg1={"slots": (slot("sub", logical=True),)})),
+        (
+            "logical_slots",
+            replace(REQUEST, accept_lost_slots=("sub",)),
+            but(pg1={"slots": (slot("sub", logical=True),)}),
+        ),
         ("logical_slots", REQUEST, but(pg1={"slots": (slot("sub", logical=True, temporary=True),)})),
         ("pooler_processes", REQUEST, but(pooler={"so_reuseport": True, "listeners": 1})),
         ("pooler_wait", REQUEST, but(pooler={"query_wait_timeout_s": 0})),
@@ -385,14 +398,18 @@ def test_a_candidate_that_archives_always_is_good_enough() -> None:
 
 def test_a_silent_pooler_is_named_once() -> None:
     """The others cannot judge it, and do not have to: one refusal is enough."""
-    observed = but(pooler={"error": "refused", "databases": (), "so_reuseport": True, "listeners": None, "staged_for": ""})
+    observed = but(
+        pooler={"error": "refused", "databases": (), "so_reuseport": True, "listeners": None, "staged_for": ""}
+    )
     assert bad(all_checks(REQUEST, observed)) == {"poolers_reachable": FAILED}
 
 
 def test_nothing_is_judged_where_a_base_check_fails() -> None:
     names = [check.name for check in all_checks(REQUEST, but(pg3={"error": "timeout"}))]
     assert names == ["nodes_reachable", "one_primary"]
-    assert [check.name for check in base_checks(REQUEST, but(pg2={"missing_privileges": ("a",)}))] == list(CHECK_NAMES[:6])
+    assert [check.name for check in base_checks(REQUEST, but(pg2={"missing_privileges": ("a",)}))] == list(
+        CHECK_NAMES[:6]
+    )
 
 
 def test_postgresql_12_is_refused_by_name() -> None:
@@ -443,7 +460,9 @@ def clusters(draw: st.DrawFn) -> Observed:
         )
         for name in NAMES
     }
-    local = changes(problem=("no",), disk_version=("", "15.5"), free_bytes=(0, "None"), replication_problem=("no entry",))
+    local = changes(
+        problem=("no",), disk_version=("", "15.5"), free_bytes=(0, "None"), replication_problem=("no entry",)
+    )
     pooler = changes(error=("refused",), listeners=(2, "None"), so_reuseport=(True,), staged_for=("", "pg3"))
     probes = draw(st.sampled_from([GOOD.probes, GOOD.probes, {}, {"pg2": Probe("pg2", "no entry", 0)}]))
     return but(local=local, pooler=pooler, probes=probes, **members)
@@ -528,7 +547,9 @@ STOPPED = {"error": "pg1: connection refused"}
         (GOOD, False),
     ],
 )
-def test_a_row_is_believed_where_something_that_is_not_copied_vouches_for_it(observed: Observed, believed: bool) -> None:
+def test_a_row_is_believed_where_something_that_is_not_copied_vouches_for_it(
+    observed: Observed, believed: bool
+) -> None:
     found = open_operation(observed, "pg2")
     assert (found is not None) == believed
     assert found is None or found["id"] == "op1"
@@ -695,7 +716,9 @@ def test_the_pause_is_one_piece_and_no_longer_than_the_sync_list_needs(made: Swi
     assert [name for name, step in steps.items() if step.in_pause] == paused
     assert ("follow" in paused) == made.sync_needs_siblings
     assert ("rejoin" in paused) == made.sync_needs_old_primary
-    assert names.index("follow") < names.index("rejoin") or (made.sync_needs_old_primary and not made.sync_needs_siblings)
+    assert names.index("follow") < names.index("rejoin") or (
+        made.sync_needs_old_primary and not made.sync_needs_siblings
+    )
 
 
 @given(PLANS)
@@ -715,6 +738,8 @@ def test_the_statements_name_what_they_touch() -> None:
     assert "SELECT pg_drop_replication_slot('old_slot')" in steps["tidy"].statements
     assert planned_steps(REQUEST, made)["tidy"].statements[0] == "ALTER SYSTEM RESET wal_retrieve_retry_interval"
     assert steps["pause_poolers"].statements == ("PAUSE <database>",)
+    assert "(pooler1)" in steps["pause_poolers"].summary
+    assert "(none)" in planned_steps(replace(REQUEST, poolers=()), made)["pause_poolers"].summary
     assert planned_steps(replace(REQUEST, poolers=()), made)["pause_poolers"].statements == ()
 
 
@@ -769,7 +794,9 @@ def test_a_plan_never_drops_what_it_did_not_place_elsewhere(observed: Observed) 
     try:
         made = plan(observed)
     except ValueError:
-        assert "synchronous_standby_names" in bad(all_checks(REQUEST, observed)) or len(bad(base_checks(REQUEST, observed)))
+        assert "synchronous_standby_names" in bad(all_checks(REQUEST, observed)) or len(
+            bad(base_checks(REQUEST, observed))
+        )
         return
     there = {one.name for one in observed.nodes["pg2"].slots}
     assert set(made.carried_slots) <= set(made.create_slots) | there
@@ -779,7 +806,7 @@ def test_a_plan_never_drops_what_it_did_not_place_elsewhere(observed: Observed) 
         assert follower.slot in {*made.create_slots, *there}
 
 
-def sync(names: str, *, request: Request = REQUEST, **nodes: Mapping[str, Any]) -> planner.SyncPlan:
+def sync(names: str, *, request: Request = REQUEST, **nodes: Any) -> planner.SyncPlan:
     observed = but(pg1={"settings": {"synchronous_standby_names": names}}, **nodes)
     return sync_plan(request, observed, "pg1")
 

@@ -1,0 +1,114 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the inventory's description of a cluster to what modules take."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import endpoint_options, node_options
+from ansible_collections.stateful.dbops.plugins.plugin_utils.clusters import LOGIN, nodes, poolers, probes
+from hypothesis import given
+from hypothesis import strategies as st
+
+EXAMPLE = Path(__file__).parents[4] / "inventories" / "example" / "hosts.yml"
+CLUSTER: dict[str, Any] = {
+    "engine": "postgresql",
+    "login_user": "dbops",
+    "login_password": "canary-secret",
+    "passfile": "",
+    "ssl_mode": None,
+    "replication_user": "replicator",
+    "members": [
+        {"name": "pg1", "host": "db1", "address": "10.0.0.1"},
+        {"name": "pg2", "host": "db2", "address": "10.0.0.2", "port": "5433", "login_host": "db2.example",
+         "login_port": 6000, "login_user": "other", "passfile": "/p", "data_dir": "/data"},
+    ],
+    "poolers": [
+        {"name": "pooler1", "host": "pool1", "address": "10.0.1.1", "config_file": "/etc/a.ini", "login_user": "admin"},
+        {"name": "pooler2", "host": "pool2", "address": "10.0.1.2", "port": "6433", "login_host": "127.0.0.1",
+         "login_port": "6434", "config_file": "/etc/b.ini"},
+    ],
+}  # fmt: skip
+
+
+def test_a_member_is_logged_in_to_where_it_is_reached() -> None:
+    assert nodes(CLUSTER) == [
+        {"name": "pg1", "address": "10.0.0.1", "port": 5432, "login_host": "10.0.0.1", "login_port": 5432,
+         "login_user": "dbops", "login_password": "canary-secret"},
+        {"name": "pg2", "address": "10.0.0.2", "port": 5433, "login_host": "db2.example", "login_port": 6000,
+         "login_user": "other", "login_password": "canary-secret", "passfile": "/p"},
+    ]  # fmt: skip
+
+
+def test_the_login_port_follows_the_port() -> None:
+    [node] = nodes({"members": [{"name": "pg1", "address": "a", "port": 5433}]})
+    assert node["login_port"] == 5433
+
+
+def test_the_clusters_login_is_no_poolers() -> None:
+    assert poolers(CLUSTER) == [
+        {
+            "name": "pooler1",
+            "login_host": "10.0.1.1",
+            "login_port": 6432,
+            "login_user": "admin",
+            "config_file": "/etc/a.ini",
+        },
+        {"name": "pooler2", "login_host": "127.0.0.1", "login_port": 6434, "config_file": "/etc/b.ini"},
+    ]
+
+
+def test_what_the_guards_counted_goes_to_the_pooler_in_the_same_place() -> None:
+    made = poolers(CLUSTER, [{"listeners": 1}, {"listeners": None}], "pg2")
+    assert [(one["name"], one["listeners"], one["staged_for"]) for one in made] == [
+        ("pooler1", 1, "pg2"),
+        ("pooler2", None, "pg2"),
+    ]
+    assert all("config_file" not in one for one in made)
+
+
+@pytest.mark.parametrize("absent", [{}, {"poolers": None}, {"poolers": []}])
+def test_a_cluster_needs_no_pooler(absent: dict[str, Any]) -> None:
+    assert poolers(absent) == []
+    assert poolers(absent, [], "pg2") == []
+
+
+def test_a_host_that_was_not_reached_has_no_probe() -> None:
+    looks: list[dict[str, Any]] = [
+        {"item": {"name": "pg1"}, "probe": {"replication_problem": "", "free_bytes": 1}},
+        {"item": {"name": "pg2"}, "unreachable": True},
+        {"item": {"name": "pg3"}, "probe": {}},
+    ]
+    assert probes(looks) == [{"member": "pg1", "replication_problem": "", "free_bytes": 1}, {"member": "pg3"}]
+
+
+WORDS = st.dictionaries(st.sampled_from(LOGIN), st.none() | st.text(string.ascii_letters, max_size=3))
+
+
+@given(general=WORDS, own=WORDS)
+def test_every_word_is_the_members_own_or_the_clusters_and_never_empty(
+    general: dict[str, Any], own: dict[str, Any]
+) -> None:
+    [node] = nodes({**general, "members": [{"name": "pg1", "address": "a", **own}]})
+    for word in LOGIN:
+        assert node.get(word) == ((own[word] if word in own else general.get(word)) or None)
+
+
+def test_the_example_inventory_fits_the_modules() -> None:
+    clusters = yaml.safe_load(EXAMPLE.read_text())["all"]["vars"]["dbops_clusters"]
+    assert len(clusters) >= 2
+    for cluster in clusters.values():
+        for node in nodes(cluster):
+            assert set(node) <= set(node_options())
+        for pooler in poolers(cluster, [{"listeners": 1}] * 9, "pg2"):
+            assert set(pooler) <= {*endpoint_options(), "listeners", "staged_for"}
+
+
+def test_every_login_word_is_an_option() -> None:
+    assert set(LOGIN) | {"name", "login_host", "login_port"} == set(endpoint_options())
