@@ -507,9 +507,7 @@ def test_host_of_the_old_primary_cannot_be_reached(stage: Scene) -> None:
     away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
     override = stage.directory / "away.yml"
     override.write_text(json.dumps({"all": {"hosts": {f"lab-{old}": away}}}))
-    play = run_playbook(
-        stage.cluster, "promote_replica.yml", "-i", str(override), promote_replica_candidate=candidate
-    )
+    play = run_playbook(stage.cluster, "promote_replica.yml", "-i", str(override), promote_replica_candidate=candidate)
     assert play.returncode != 0
     assert f"the host of {old} was not reached" in play.stdout, play.stdout[-3000:]
     assert stage.writable() == [candidate]

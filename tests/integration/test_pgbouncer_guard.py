@@ -312,7 +312,7 @@ def test_without_a_writable_member_it_resumes_at_the_hard_limit(
 
 def test_a_pause_that_ends_in_time_is_none_of_its_business(pooler: Pooler, guard: Guarded) -> None:
     guard.run("armed")
-    for _ in range(3):  # longer than the limit in sum, never in one piece
+    for _time in range(3):  # longer than the limit in sum, never in one piece
         pooler.console("PAUSE accounts")
         time.sleep(0.3)
         pooler.console("RESUME accounts")

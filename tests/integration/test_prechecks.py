@@ -355,7 +355,7 @@ def _write(scene: Scene, size: int) -> None:
 @case("free_wal_senders", on=("13", "18"), says="1 of 10")
 def no_free_wal_sender(scene: Scene) -> Iterator[Change]:
     with ExitStack() as stack:
-        for _ in range(9):
+        for _time in range(9):
             connection = scene.candidate.connect(users.REPLICATION_USER, replication="true")
             stack.callback(connection.close)
         yield {}

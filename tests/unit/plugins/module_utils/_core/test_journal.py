@@ -209,7 +209,7 @@ sys.stdin.read()
 
 def test_the_second_of_two_runs_is_told_who_holds_the_lock(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     lock = LockFile(tmp_path / "lock")
-    for _ in range(2):  # being refused leaves the holder's name in place
+    for _time in range(2):  # being refused leaves the holder's name in place
         with pytest.raises(DbopsError) as raised:
             lock.acquire("switchover to pg3")
         assert raised.value.found == f"another run holds {tmp_path / 'lock'}: switchover to pg2 pid {holder.pid}"

@@ -174,7 +174,6 @@ def test_a_signal_at_and_after_the_point_of_no_return_changes_nothing(
     assert written(runner) == ["promote start", "promote done", "follow start", "follow done"]
 
 
-@pytest.mark.xfail(reason="defect: 'promote start' is written first, and committed set afterwards")
 def test_a_signal_while_the_intent_to_promote_is_written_does_not_leave_it_behind(
     runner: Runner, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

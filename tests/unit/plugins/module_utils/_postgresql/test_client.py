@@ -19,9 +19,13 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.client 
     Endpoint,
     Session,
     connect,
+    conninfo,
     missing_driver,
+    parse_conninfo,
     plain_error,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 PASSWORD = "canary-secret"
 
@@ -69,6 +73,17 @@ def test_the_callers_own_words_win() -> None:
     made = words(at)
     assert (made["sslmode"], made["target_session_attrs"]) == ("require", "any")
     assert "port" not in made
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), st.text("a' \\=\"", max_size=8))
+def test_a_connection_string_is_quoted_and_unquoted_by_libpq(name: str, path: str) -> None:
+    words = {"host": "10.0.0.1", "application_name": name, "passfile": path}
+    assert parse_conninfo(conninfo(words)) == {key: value for key, value in words.items() if value}
+
+
+def test_what_libpq_cannot_read_is_empty() -> None:
+    assert parse_conninfo("host='10.0.0.1") == {}
+    assert parse_conninfo("no_such_word=1") == {}
 
 
 def test_errors_are_one_line() -> None:

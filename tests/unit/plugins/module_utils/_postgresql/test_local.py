@@ -245,13 +245,13 @@ def test_a_passfile_in_a_directory_that_the_server_cannot_enter(data: Path) -> N
 def test_the_signal_is_planted_and_removed_any_number_of_times(data: Path) -> None:
     local = server(data)
     assert not local.signal_planted()
-    for _ in range(2):
+    for _time in range(2):
         local.plant_signal()
         assert local.signal_planted()
     planted = data / "standby.signal"
     assert planted.stat().st_mode & 0o777 == 0o600
     assert planted.stat().st_uid == data.stat().st_uid
-    for _ in range(2):
+    for _time in range(2):
         local.remove_signal()
         assert not local.signal_planted()
 

@@ -104,6 +104,11 @@ def activity(kind: str, seconds: float) -> Activity:
     return Activity(4711, "app", "psql", kind, seconds)
 
 
+def row(**changes: Any) -> dict[str, Any]:
+    detail = {"candidate": "pg2", "old_primary": "pg1", **changes.pop("detail", {})}
+    return {"id": "op1", "kind": "switchover", "system_identifier": "7000", "timeline": 3, "detail": detail, **changes}
+
+
 def node(name: str) -> NodeFacts:
     facts = NodeFacts(
         name=name,
@@ -202,6 +207,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("local_data", FAILED, REQUEST, without_setting("pg1", "data_directory")),
     ("service_control", FAILED, REQUEST, but(local={"service_problem": "systemctl needs root"})),
     ("manager_in_charge", FAILED, REQUEST, but(pg3={"managers": ("Patroni",)})),
+    ("no_unfinished_operation", FAILED, REQUEST, but(pg1={"operations": (row(detail={"candidate": "pg3"}),)})),
     ("candidate_streams", FAILED, REQUEST, but(pg2={"receiver": None})),
     ("candidate_streams", FAILED, REQUEST, but(pg2={"receiver": receiver(status="stopping")})),
     ("candidate_streams", FAILED, REQUEST, but(pg2={"receiver": receiver("10.0.0.3")})),
@@ -293,7 +299,7 @@ def test_the_good_cluster_passes_every_check() -> None:
 
 
 def test_every_check_has_a_situation_below_that_it_refuses() -> None:
-    assert {name for name, *_ in REFUSED} == set(CHECK_NAMES)
+    assert {case[0] for case in REFUSED} == set(CHECK_NAMES)
 
 
 @pytest.mark.parametrize(("name", "status", "request_", "observed"), REFUSED, ids=[case[0] for case in REFUSED])
@@ -319,6 +325,8 @@ def test_it_is_this_check_alone_that_refuses_and_it_says_why(
     [
         ("replication_lag", REQUEST, but(pg2={"replay_lsn": LSN - REQUEST.max_lag_bytes})),
         ("replication_lag", replace(REQUEST, max_lag_bytes=0), but(pg2={"replay_lsn": LSN + 8})),
+        ("versions", REQUEST, everywhere(version_num=130000)),
+        ("no_unfinished_operation", REQUEST, but(pg1={"operations": (row(detail={"candidate": "pg3"}, timeline=2),)})),
         ("archive_backlog", REQUEST, but(pg1={"archive_ready": 16})),
         ("free_wal_senders", REQUEST, but(pg2={"senders": (sender(),) * 8})),
         ("free_slots", REQUEST, but(pg2={"slots": tuple(slot(f"s{number}") for number in range(7))})),
@@ -404,9 +412,29 @@ def test_a_silent_pooler_is_named_once() -> None:
     assert bad(all_checks(REQUEST, observed)) == {"poolers_reachable": FAILED}
 
 
+@pytest.mark.parametrize(
+    ("name", "observed"),
+    [
+        ("privileges", but(pg2={"missing_privileges": ("it was this",)})),
+        ("manager_in_charge", but(pg2={"managers": ("it was this",)})),
+        ("local_data", but(local={"problem": "it was this"})),
+        ("service_control", but(local={"service_problem": "it was this"})),
+        ("replication_login", but(local={"replication_problem": "it was this"})),
+        ("replication_login", but(local={"passfile_problem": "it was this"})),
+        ("sibling_replication_login", but(probes={**GOOD.probes, "pg3": Probe("pg3", "it was this", PLENTY)})),
+        ("maintenance", but(pg1={"maintenance": ("it was this",)})),
+        ("poolers_reachable", but(pooler={"error": "it was this", "databases": ()})),
+    ],
+)
+def test_what_was_seen_is_what_is_said(name: str, observed: Observed) -> None:
+    [check] = [check for check in all_checks(REQUEST, observed) if check.name == name]
+    assert "it was this" in check.found
+
+
 def test_nothing_is_judged_where_a_base_check_fails() -> None:
-    names = [check.name for check in all_checks(REQUEST, but(pg3={"error": "timeout"}))]
-    assert names == ["nodes_reachable", "one_primary"]
+    checks = all_checks(REQUEST, but(pg3={"error": "pg3 (192.0.2.3:6003): timeout"}))
+    assert [check.name for check in checks] == ["nodes_reachable", "one_primary"]
+    assert checks[0].found == "pg3 (192.0.2.3:6003): timeout"
     assert [check.name for check in base_checks(REQUEST, but(pg2={"missing_privileges": ("a",)}))] == list(
         CHECK_NAMES[:6]
     )
@@ -516,11 +544,6 @@ def test_the_text_says_which_kind_of_wrong_number_of_primaries() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- phase
-
-
-def row(**changes: Any) -> dict[str, Any]:
-    detail = {"candidate": "pg2", "old_primary": "pg1", **changes.pop("detail", {})}
-    return {"id": "op1", "kind": "switchover", "system_identifier": "7000", "timeline": 3, "detail": detail, **changes}
 
 
 MARKER = {"slots": (slot(marker_slot("op1")),)}
@@ -738,6 +761,7 @@ def test_the_statements_name_what_they_touch() -> None:
     assert "SELECT pg_drop_replication_slot('old_slot')" in steps["tidy"].statements
     assert planned_steps(REQUEST, made)["tidy"].statements[0] == "ALTER SYSTEM RESET wal_retrieve_retry_interval"
     assert steps["pause_poolers"].statements == ("PAUSE <database>",)
+    assert steps["resume_poolers"].statements == ("RELOAD", "RESUME <database>")
     assert "(pooler1)" in steps["pause_poolers"].summary
     assert "(none)" in planned_steps(replace(REQUEST, poolers=()), made)["pause_poolers"].summary
     assert planned_steps(replace(REQUEST, poolers=()), made)["pause_poolers"].statements == ()

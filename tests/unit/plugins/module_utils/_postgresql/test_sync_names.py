@@ -146,6 +146,11 @@ def test_renaming_keeps_number_and_method_and_lists_no_name_twice(rule: SyncRule
     assert set(lower) == expected
 
 
+def test_an_asterisk_is_everybody() -> None:
+    assert SyncRule("ANY", 2, ("*",)).missing(("pg1", "pg3")) == 0
+    assert SyncRule("ANY", 2, ("pg1",)).missing(("pg1", "pg3")) == 1
+
+
 def test_renaming_keeps_the_order_because_first_means_it() -> None:
     assert SyncRule("FIRST", 1, ("pg2", "pg3")).renamed("PG2", "pg1") == SyncRule("FIRST", 1, ("pg1", "pg3"))
     assert SyncRule("FIRST", 1, ("pg1", "pg3", "pg2")).renamed("pg2", "pg1") == SyncRule("FIRST", 1, ("pg1", "pg3"))
