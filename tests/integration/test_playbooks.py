@@ -149,17 +149,34 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
     assert (snapshot(scene.cluster), snapshot(neighbour.cluster)) == before
 
 
-@pytest.mark.xfail(strict=True, reason="to be mended: a play that matches no host ends with exit status 0")
 @on_18
-def test_a_cluster_that_nobody_knows(scene: Scene, tmp_path: Path) -> None:
-    """A play whose hosts match nothing ends well for Ansible; for an operator it must not."""
-    hosts = dumped(tmp_path / "hosts.yml", inventory.inventory(scene.cluster))
-    command = [sys.executable, "-m", "ansible", "playbook", str(CHECKOUT / "playbooks" / "promote_replica.yml")]
-    command += ["--inventory", str(hosts), "--extra-vars", "dbops_cluster=acounts promote_replica_candidate=pg2"]
+@pytest.mark.parametrize("playbook", ["promote_replica", "promote_replica_rollback"])
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        pytest.param("acounts", [], id="misspelt"),
+        pytest.param(
+            "billing",
+            ["--limit", "lab-pg3"],
+            id="limited-to-others",
+            marks=pytest.mark.xfail(
+                strict=True, reason="to be mended: --limit hides localhost too; hosts: all it cannot"
+            ),
+        ),
+    ],
+)
+def test_a_play_without_hosts(
+    scene: Scene, neighbour: Scene, tmp_path: Path, playbook: str, cluster: str, words: list[str]
+) -> None:
+    """It ends well for Ansible; for an operator it must not. (lab-pg3 has no member of billing.)"""
+    hosts = dumped(tmp_path / "hosts.yml", inventory.inventory(scene.cluster, neighbour.cluster))
+    command = [sys.executable, "-m", "ansible", "playbook", str(CHECKOUT / "playbooks" / f"{playbook}.yml")]
+    command += ["--inventory", str(hosts), "--extra-vars", f"dbops_cluster={cluster} promote_replica_candidate=pg2"]
     done = subprocess.run(
-        command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        [*command, *words], cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode != 0, done.stdout + done.stderr
+    assert "what to do" in done.stdout
 
 
 class Eavesdropper:
@@ -203,7 +220,6 @@ def containing(secrets: dict[str, bytes], *places: Path, but: frozenset[Path]) -
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="to be mended: guard.yml loops over poolers with their login_password")
 @on_18
 def test_no_secret_is_left_anywhere(scene: Scene, tmp_path: Path) -> None:
     """Every password is in the inventory, the servers log every statement, Ansible prints all it can."""

@@ -339,7 +339,6 @@ def test_a_failover_slot_is_carried_and_its_consumer_goes_on(scene: Scene) -> No
         scene.candidate.sql("DROP TABLE ticks")
 
 
-@pytest.mark.xfail(strict=True, reason="to be mended: the primary_conninfo that is written names no database")
 @on("18")
 def test_slot_synchronisation_goes_on(scene: Scene) -> None:
     """The next failover needs it: on the sibling, and on the old primary, which is a standby now."""
@@ -492,7 +491,6 @@ def test_as_the_owner_of_the_data_directory(scene: Scene, operators_python: dict
 # --------------------------------------------------------------------------------------------------------- small things
 
 
-@pytest.mark.xfail(strict=True, reason="to be mended: _core.journal.state_directory makes it before anybody acts")
 @on("18")
 def test_check_mode_leaves_no_directory(scene: Scene, tmp_path: Path) -> None:
     assert scene.promote(check=True, state_dir=str(tmp_path / "state"))["state"] == "would switch over"

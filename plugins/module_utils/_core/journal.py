@@ -28,18 +28,17 @@ def params_hash(parameters: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def state_directory(state_dir: str, cluster: str) -> Path:
-    """The cluster's directory below ``state_dir``, made (0700) where it is missing."""
-    path = Path(state_dir) / cluster
+def make_state_directory(path: Path) -> None:
+    """``<state_dir>/<cluster>``, mode 0700, where it is missing. Not before something is to be written: check mode
+    leaves nothing behind."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DbopsError(
             found=f"cannot create {path}: {error.strerror}",
             expected="a state directory that the user running the module may write",
-            remedy=f"create it once: install -d -m 0700 -o <that user> {state_dir}, or set dbops_state_dir",
+            remedy=f"create it once: install -d -m 0700 -o <that user> {path.parent}, or set dbops_state_dir",
         ) from error
-    return path
 
 
 class Journal:
@@ -53,7 +52,10 @@ class Journal:
         self.fingerprint = fingerprint
         self._clock = clock
         self._seq = seq
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")  # a host crash tore the last line
 
     def append(self, step: str, event: str, *, durable: bool = True, **data: Any) -> None:
         """``event``: start, done, failed, undone, skipped, opened, closed, note. The only failpoint lives here: the
@@ -88,13 +90,13 @@ def _failpoint(step: str, moment: str) -> None:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a torn last line (host crash) is left out."""
+    """All whole lines; one that a host crash tore is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             records.append(json.loads(line))
         except ValueError:
-            break
+            continue
     return records
 
 

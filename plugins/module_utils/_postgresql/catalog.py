@@ -136,6 +136,9 @@ class NodeFacts:
     def major(self) -> int:
         return self.version_num // 10000
 
+    def knows(self, *settings: str) -> bool:
+        return all(name in self.settings for name in settings)
+
     def number(self, setting: str) -> int:
         return int(self.settings.get(setting) or 0)
 

@@ -46,8 +46,8 @@ class Service:
             wanted = "start and stop, each a list of words"
         elif manager == "systemd" and name:
             return cls(("systemctl", "start", name), ("systemctl", "stop", name), needs_root=True)
-        elif manager == "pg_ctlcluster" and "/" in name:
-            version, cluster = name.split("/", 1)
+        elif manager == "pg_ctlcluster" and all(name.partition("/")):
+            version, _slash, cluster = name.partition("/")
             return cls(
                 ("pg_ctlcluster", version, cluster, "start"), ("pg_ctlcluster", "-m", "fast", version, cluster, "stop")
             )
@@ -144,7 +144,8 @@ class LocalServer:
     def passfile_problem(self, passfile: str) -> str:
         """libpq ignores a passfile that others may read, and the server's user must be able to open it."""
         try:
-            status = os.stat(passfile)
+            with self.as_owner():
+                status = os.stat(passfile)
         except OSError as error:
             return f"replication_passfile {passfile}: {error.strerror}"
         owner = self.data_dir.stat().st_uid
@@ -172,11 +173,12 @@ class LocalServer:
         """What ALTER SYSTEM would do, for a server that is stopped."""
         with self.as_owner():
             path = self.data_dir / AUTO_CONF
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            # Bytes: other line ends than \n are part of somebody's value.
+            text = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
             temporary = path.with_suffix(".dbops")
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
-                os.write(file, with_settings(text, values).encode())
+                os.write(file, with_settings(text, values).encode("utf-8", "surrogateescape"))
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -295,7 +297,7 @@ class LocalServer:
 def with_settings(text: str, values: dict[str, str]) -> str:
     """``text`` of a postgresql.auto.conf with ``values`` set, each once, at the end; everything else unchanged."""
     lines = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n") if text else []:
         match = _SETTING.match(line)
         if not (match and match.group(1).lower() in values):
             lines.append(line)

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import re
+
+_LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})\Z")
+
 
 def parse_lsn(text: str) -> int:
     """``"0/3000148"`` → 50331976. Raises ValueError on anything else."""
-    high, slash, low = text.partition("/")
-    if not slash:
+    match = _LSN.match(text)
+    if match is None:
         raise ValueError(f"not an LSN: {text!r}")
-    value_high, value_low = int(high, 16), int(low, 16)
-    if not (0 <= value_high <= 0xFFFFFFFF and 0 <= value_low <= 0xFFFFFFFF):
-        raise ValueError(f"not an LSN: {text!r}")
-    return (value_high << 32) | value_low
+    return (int(match.group(1), 16) << 32) | int(match.group(2), 16)
 
 
 def format_lsn(value: int) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -136,7 +137,12 @@ def marker_slot(operation: str) -> str:
 
 
 def member_slot(name: str) -> str:
-    return "dbops_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
+    """Slot names are short, and of lower-case letters, digits and underscores: a member's name that is not gets a hash,
+    so that two members never share a slot."""
+    plain = re.sub(r"[^a-z0-9_]", "_", name.lower())
+    if plain == name and len(name) <= 50:
+        return f"dbops_{name}"
+    return f"dbops_{plain[:48]}_{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def open_operation(observed: Observed, candidate: str) -> dict[str, Any] | None:
@@ -424,10 +430,16 @@ def check_siblings_follow(request: Request, observed: Observed, primary: str) ->
 
 @_named
 def check_timeline(request: Request, observed: Observed, primary: str) -> Check:
+    """A standby without a walreceiver may know an older timeline only because it made no restartpoint since; that it
+    does not stream is what the other checks say of it. A timeline newer than the primary's is another history."""
     timelines = {name: facts.timeline for name, facts in observed.nodes.items()}
+    current = timelines[primary]
     return _verdict(
         "timeline",
-        len(set(timelines.values())) > 1,
+        any(
+            facts.timeline > current or (facts.timeline < current and facts.receiver is not None)
+            for facts in observed.nodes.values()
+        ),
         found=", ".join(f"{name}: {timeline}" for name, timeline in sorted(timelines.items())),
         expected="all members are on the primary's timeline: LSNs of two timelines cannot be compared",
         remedy="let that standby catch up to the timeline, or rebuild it",
@@ -448,10 +460,11 @@ def check_replay_running(request: Request, observed: Observed, primary: str) -> 
 
 @_named
 def check_apply_delay(request: Request, observed: Observed, primary: str) -> Check:
-    delay = observed.nodes[request.candidate].number("recovery_min_apply_delay")
+    candidate = observed.nodes[request.candidate]
+    delay = candidate.number("recovery_min_apply_delay")
     return _verdict(
         "apply_delay",
-        delay > 0,
+        delay > 0 if candidate.knows("recovery_min_apply_delay") else None,
         found=f"recovery_min_apply_delay = {delay} ms on {request.candidate}",
         expected="the candidate applies without delay",
         remedy="name another candidate, or reset recovery_min_apply_delay and let it catch up",
@@ -478,9 +491,10 @@ def check_recovery_target(request: Request, observed: Observed, primary: str) ->
         for member, facts in observed.nodes.items()
         if facts.settings.get("recovery_target_timeline", "latest") != "latest"
     ]
+    known = all(facts.knows("recovery_target_timeline", *names) for facts in observed.nodes.values())
     return _verdict(
         "recovery_target",
-        bool(wrong),
+        True if wrong else False if known else None,
         found="; ".join(wrong) or "no recovery target",
         expected="no recovery_target_* and recovery_target_timeline = latest on any member",
         remedy="reset these settings: a member with a target stops there or cannot follow a new timeline",
@@ -522,7 +536,7 @@ def check_candidate_settings(request: Request, observed: Observed, primary: str)
     ]
     return _verdict(
         "candidate_settings",
-        bool(less),
+        True if less else False if before.knows(*names) and after.knows(*names) else None,
         found="; ".join(less) or "not lower than on the primary",
         expected="the candidate allows at least what the primary allows",
         remedy="raise these settings on the candidate and restart it",
@@ -544,14 +558,17 @@ def check_hot_standby(request: Request, observed: Observed, primary: str) -> Che
 @_named
 def check_archive_settings(request: Request, observed: Observed, primary: str) -> Check:
     def archives(facts: NodeFacts) -> str:
-        mode = facts.settings.get("archive_mode", "off")
+        mode = facts.settings.get("archive_mode", "unknown")
         by = facts.settings.get("archive_library") or facts.settings.get("archive_command")
         return f"{mode}, {'with a command' if by and by != '(disabled)' else 'no command'}"
 
     before, after = archives(observed.nodes[primary]), archives(observed.nodes[request.candidate])
+    known = observed.nodes[primary].knows("archive_mode") and observed.nodes[request.candidate].knows("archive_mode")
+    # As a primary "always" archives what "on" does.
+    differs = before.replace("always", "on") != after.replace("always", "on")
     return _verdict(
         "archive_settings",
-        before != after and before != "off, no command" and not before.startswith("off"),
+        (differs and not before.startswith("off")) if known else None,
         found=f"{primary}: archive_mode {before}; {request.candidate}: archive_mode {after}",
         expected="the candidate archives WAL as the primary does, or point-in-time recovery ends at the switch",
         remedy="set archive_mode and archive_command (or archive_library) on the candidate and restart it",
@@ -617,7 +634,9 @@ def check_replication_login(request: Request, observed: Observed, primary: str) 
 @_named
 def check_sibling_replication_login(request: Request, observed: Observed, primary: str) -> Check:
     siblings = [name for name in request.members if name not in (primary, request.candidate)]
-    unknown = [name for name in siblings if name not in observed.probes]
+    unknown = [
+        name for name in siblings if name not in observed.probes or observed.probes[name].replication_problem is None
+    ]
     wrong = [
         f"{name}: {observed.probes[name].replication_problem}"
         for name in siblings
@@ -636,14 +655,14 @@ def check_sibling_replication_login(request: Request, observed: Observed, primar
 
 @_named
 def check_disk_space(request: Request, observed: Observed, primary: str) -> Check:
-    free = {primary: observed.local.free_bytes}
-    free.update({name: probe.free_bytes for name, probe in observed.probes.items()})
+    free = {name: probe.free_bytes for name, probe in observed.probes.items()}
+    free[primary] = observed.local.free_bytes
     low = [
         f"{name}: {value >> 20} MiB"
         for name, value in free.items()
         if value is not None and value < request.min_free_bytes
     ]
-    unknown = free[primary] is None or request.candidate not in observed.probes
+    unknown = free[primary] is None or free.get(request.candidate) is None
     return _verdict(
         "disk_space",
         True if low else None if unknown else False,
@@ -811,9 +830,10 @@ def check_synchronous_standby_names(request: Request, observed: Observed, primar
             expected="a list that PostgreSQL accepts",
             remedy="correct synchronous_standby_names",
         )
+    known = all(observed.nodes[name].knows("synchronous_standby_names") for name in (primary, request.candidate))
     return _verdict(
         "synchronous_standby_names",
-        plan.missing > 0 and not request.accept_async_window,
+        (plan.missing > 0 and not request.accept_async_window) if known else None,
         found=f"after the switch {plan.after or 'asynchronous'},"
         f" with {', '.join(plan.available) or 'no standby'} to confirm",
         expected="a list that the remaining members can satisfy, so that no commit waits for ever",

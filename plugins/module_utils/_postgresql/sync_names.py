@@ -12,7 +12,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-_TOKEN = re.compile(r'\s*("(?:[^"]|"")*"|[(),*]|[^\s(),*"]+)')
+# syncrep_scanner.l of the server: a name is an identifier, a number, quoted, or an asterisk.
+_TOKEN = re.compile(r'\s*("(?:[^"]|"")*"|[(),*]|[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*|[0-9]+)')
+_NO_NAMES = ("(", ")", ",", "FIRST", "ANY")
+_NUMBER = re.compile(r"[0-9]+\Z")
 _PLAIN = re.compile(r"[a-z_][a-z0-9_$]*\Z")
 
 
@@ -52,11 +55,9 @@ def _quoted(name: str) -> str:
 
 def parse_sync_rule(text: str) -> SyncRule | None:
     """None for an empty list. Raises ValueError for what the server would refuse too."""
-    tokens = _TOKEN.findall(text)
+    tokens = _tokens(text)
     if not tokens:
         return None
-    if "".join(tokens) != re.sub(r'\s+(?=(?:[^"]*"[^"]*")*[^"]*\Z)', "", text):
-        raise ValueError(f"not a list of standbys: {text!r}")
     method, number = "FIRST", 1
     if "(" in tokens:
         opening = tokens.index("(")
@@ -68,9 +69,22 @@ def parse_sync_rule(text: str) -> SyncRule | None:
             method = head[0].upper()
         elif len(head) != 1:
             raise ValueError(f"neither FIRST n, ANY n nor n before the list: {text!r}")
-        number = int(head[-1].strip('"'))
-    names = [token for token in tokens if token != ","]
-    if not names or len(tokens) != 2 * len(names) - 1:
+        if not _NUMBER.match(head[-1]) or int(head[-1]) == 0:
+            raise ValueError(f"{head[-1]} is no number of standbys: {text!r}")
+        number = int(head[-1])
+    names = tokens[0::2]
+    if len(tokens) % 2 == 0 or set(tokens[1::2]) - {","} or any(name.upper() in _NO_NAMES for name in names):
         raise ValueError(f"not a comma-separated list: {text!r}")
     unquoted = (name[1:-1].replace('""', '"') if name.startswith('"') else name for name in names)
     return SyncRule(method, number, tuple(unquoted))
+
+
+def _tokens(text: str) -> list[str]:
+    tokens, position = [], 0
+    while text[position:].strip():
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise ValueError(f"cannot read {text[position:]!r} in {text!r}")
+        tokens.append(match.group(1))
+        position = match.end()
+    return tokens

@@ -13,11 +13,12 @@ import secrets
 import time
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
-from .._core.journal import Journal, LockFile, params_hash, state_directory
+from .._core.journal import Journal, LockFile, make_state_directory, params_hash
 from .._core.journal import open_operation as open_journal
 from .._core.operation import Check, Runner, Step, refuse_unless_good
 from .._postgresql import switchover_plan as planner
@@ -74,7 +75,7 @@ class Switchover:
         self.clock = clock
         self.request = self.context.request
         self.sessions = self.context.sessions
-        self.directory = state_directory(options["state_dir"], self.request.cluster)
+        self.directory = Path(options["state_dir"]) / self.request.cluster
         self.outcome = Outcome()
         self.checks: list[Check] = []
         self.planned: list[dict[str, Any]] = []
@@ -86,6 +87,7 @@ class Switchover:
         lock = LockFile(self.directory / "lock")
         try:
             if not check_mode:
+                make_state_directory(self.directory)
                 lock.acquire(f"switchover to {self.request.candidate}")
             return self._run(check_mode=check_mode)
         finally:

@@ -393,6 +393,8 @@ class SwitchoverSteps:
             {
                 "host": member.address,
                 "port": str(member.port),
+                # Streaming ignores it; the worker that synchronises failover slots (17) logs in to it.
+                "dbname": self.sessions.endpoints[member.name].dbname,
                 "user": self.options["replication_user"],
                 "passfile": self.options.get("replication_passfile") or "",
                 "application_name": follower.application_name,

@@ -20,10 +20,10 @@ from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import
 from ansible_collections.stateful.dbops.plugins.module_utils._core.journal import (
     Journal,
     LockFile,
+    make_state_directory,
     open_operation,
     params_hash,
     read_journal,
-    state_directory,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,7 +107,6 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path: Path, clock
     assert events(path) == [OPENED]
 
 
-@pytest.mark.xfail(reason="defect: the next line is appended to the torn one, and all that follows is never read")
 def test_a_run_that_goes_on_after_a_torn_line_is_read(tmp_path: Path, clock: Clock) -> None:
     path = write(tmp_path, clock, "op1", OPENED, ("promote", "start"))
     path.write_bytes(path.read_bytes()[:-20])
@@ -168,16 +167,17 @@ for step in ("stop", "prove"):
 
 
 def test_a_state_directory_is_private(tmp_path: Path) -> None:
-    made = state_directory(str(tmp_path / "dbops"), "accounts")
+    made = tmp_path / "dbops" / "accounts"
+    make_state_directory(made)
     assert made == tmp_path / "dbops" / "accounts"
     assert made.stat().st_mode & 0o777 == 0o700
-    assert state_directory(str(tmp_path / "dbops"), "accounts") == made
+    make_state_directory(made)
 
 
 def test_a_state_directory_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DbopsError) as raised:
-        state_directory(str(tmp_path / "file"), "accounts")
+        make_state_directory(tmp_path / "file" / "accounts")
     assert str(tmp_path / "file" / "accounts") in raised.value.found
     assert "install -d" in raised.value.remedy
 

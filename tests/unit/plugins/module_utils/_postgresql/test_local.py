@@ -112,7 +112,6 @@ def test_an_incomplete_service_is_refused(options: dict[str, Any], expected: str
     assert "dbops_clusters" in raised.value.remedy
 
 
-@pytest.mark.xfail(reason="defect: taken, and the command fails when it is needed")
 @pytest.mark.parametrize("name", ["15/", "/main", "/"])
 def test_half_a_debian_cluster_is_refused(name: str) -> None:
     with pytest.raises(DbopsError):
@@ -230,7 +229,6 @@ def test_a_passfile_of_somebody_else(data: Path) -> None:
     assert found == f"replication_passfile {strange} belongs to uid 0, the server runs as uid {data.stat().st_uid}"
 
 
-@pytest.mark.xfail(reason="defect: root looks, and root may enter every directory")
 def test_a_passfile_in_a_directory_that_the_server_cannot_enter(data: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root sees what the server's user cannot")
@@ -326,7 +324,6 @@ def test_each_is_set_once_at_the_end_and_the_rest_is_untouched(lines: list[str])
     assert with_settings(result, wanted) == result
 
 
-@pytest.mark.xfail(reason="defect: str.splitlines() parts more than lines, and the server no longer starts")
 @pytest.mark.parametrize("character", SEPARATORS)
 def test_a_value_of_somebody_else_is_not_torn(data: Path, character: str) -> None:
     theirs = f"dbops.other = 'a{character}b'\n"
