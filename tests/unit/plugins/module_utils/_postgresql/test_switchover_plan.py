@@ -226,7 +226,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("replication_lag", FAILED, replace(REQUEST, max_lag_bytes=7), but(pg2={"replay_lsn": LSN - 8})),
     ("replication_lag", FAILED, replace(REQUEST, max_lag_bytes=7), but(pg2={"receive_lsn": LSN - 8})),
     ("candidate_settings", FAILED, REQUEST, but(pg2={"settings": {"max_connections": "99"}})),
-    ("candidate_settings", UNKNOWN, REQUEST, without_setting("pg2", "max_locks_per_transaction")),
+    ("candidate_settings", FAILED, REQUEST, without_setting("pg2", "max_locks_per_transaction")),
     ("hot_standby", FAILED, REQUEST, but(pg3={"settings": {"hot_standby": "off"}})),
     ("hot_standby", FAILED, REQUEST, without_setting("pg1", "hot_standby")),
     ("archive_settings", FAILED, REQUEST, but(pg1={"settings": {"archive_mode": "on", "archive_command": "cp %p /a"}})),
