@@ -46,12 +46,12 @@ class Journal:
     is killed loses nothing of them and the phase is derived from the servers; intent and the step that cannot be
     undone are always synced."""
 
-    def __init__(self, path: Path, *, operation: str, clock: Clock, fingerprint: str = "", seq: int = 0) -> None:
+    def __init__(self, path: Path, *, operation: str, clock: Clock, fingerprint: str = "") -> None:
         self.path = path
         self.operation = operation
         self.fingerprint = fingerprint
         self._clock = clock
-        self._seq = seq
+        self._seq = max((record["seq"] for record in read_journal(path)), default=0) if path.exists() else 0
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":

@@ -1123,6 +1123,8 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
     old, new = plan.old_primary, plan.candidate
     poolers = ", ".join(request.poolers) or "none"
     siblings = [follower.name for follower in plan.followers if follower.name != old]
+    # Where clients are let in before the standbys are there, the list is set when they are.
+    set_list = () if plan.sync_after is None else (f"ALTER SYSTEM SET synchronous_standby_names = '{plan.sync_after}'",)
     steps = [
         PlannedStep(
             "intent",
@@ -1140,11 +1142,7 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
             f"make {new} promote at once, and give it the list of synchronous standbys of its time as primary",
             (
                 f"ALTER SYSTEM SET wal_retrieve_retry_interval = '{RETRY_INTERVAL}'",
-                *(
-                    (f"ALTER SYSTEM SET synchronous_standby_names = '{plan.sync_after}'",)
-                    if plan.sync_after is not None
-                    else ()
-                ),
+                *(() if request.accept_async_window else set_list),
                 "SELECT pg_reload_conf()",
             ),
         ),
@@ -1203,6 +1201,7 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
                 "ALTER SYSTEM RESET wal_retrieve_retry_interval"
                 if plan.retry_interval_before is None
                 else f"ALTER SYSTEM SET wal_retrieve_retry_interval = '{plan.retry_interval_before}'",
+                *set_list,
                 *(f"SELECT pg_drop_replication_slot('{name}')" for name in plan.drop_slots),
             ),
         ),

@@ -167,7 +167,9 @@ class Switchover:
                 self._check(planner.base_checks(self.request, observed))
             return self._finish(self.outcome)
         self._check(planner.all_checks(self.request, observed))
-        plan = planner.make_plan(self.request, observed, observed.writable()[0], retry_interval_before=None)
+        plan = planner.make_plan(
+            self.request, observed, observed.writable()[0], retry_interval_before=self._retry_interval()
+        )
         self._show(plan)
         self.outcome.state = "would switch over"
         self.outcome.message = f"would switch over from {plan.old_primary} to {plan.candidate}"

@@ -507,6 +507,7 @@ class SwitchoverSteps:
     def apply_tidy(self) -> None:
         session = self.sessions.to(self.plan.candidate)
         self._restore_retry_interval(session)
+        # Also where it was set before the pause: the run that prepared it may have been given accept_async_window.
         if self.plan.sync_after is not None:
             self._alter_system(session, "synchronous_standby_names", self.plan.sync_after)
         session.run("SELECT pg_reload_conf()")
