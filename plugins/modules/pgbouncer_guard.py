@@ -92,64 +92,6 @@ options:
         description: The configuration file that this process was started with, with the files it includes.
         type: path
         required: true
-  nodes:
-    description: All members of the cluster. The dead-man asks each of them, so each must be reachable from this host.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Name of the member.
-        type: str
-        required: true
-      login_host:
-        description: Host or directory of the Unix socket, as seen from the host that the module runs on.
-        type: str
-        default: ''
-      login_port:
-        description: Port.
-        type: int
-        default: 5432
-      login_user:
-        description: User to log in as. No privilege is needed beyond CONNECT.
-        type: str
-        default: ''
-      login_password:
-        description: Password of this user.
-        type: str
-      login_db:
-        description: Database to log in to.
-        type: str
-        default: postgres
-      passfile:
-        description: A libpq password file on the host that the module runs on.
-        type: path
-      ssl_mode:
-        description: TLS, in the words of libpq.
-        type: str
-        default: prefer
-        choices: [disable, allow, prefer, require, verify-ca, verify-full]
-      ca_cert:
-        description: File of the certificate authority that the other side must have its certificate from.
-        type: path
-      ssl_cert:
-        description: File of the client certificate.
-        type: path
-      ssl_key:
-        description: File of the client certificate's key.
-        type: path
-      connect_params:
-        description: Further connection parameters of libpq.
-        type: dict
-        default: {}
-      address:
-        description:
-          - Address under which poolers reach this member, as their configuration has it.
-          - Default O(nodes[].login_host).
-        type: str
-      port:
-        description: Port under which poolers reach this member. Default O(nodes[].login_port).
-        type: int
   target:
     description:
       - Name of the member that the pooler is to use. With O(state=armed) the coming primary, with O(state=disarmed) the
@@ -193,6 +135,7 @@ requirements:
   - PgBouncer >= 1.18
 extends_documentation_fragment:
   - stateful.dbops.attributes
+  - stateful.dbops.cluster
 attributes:
   check_mode:
     support: full

@@ -19,11 +19,7 @@ def up(arguments: argparse.Namespace) -> None:
     directory: Path = arguments.directory
     if (directory / "cluster.json").exists():
         cluster = Cluster.load(directory)
-        for node in cluster.nodes:
-            node.start()
-        for pooler in cluster.poolers:
-            if not pooler.running():
-                pooler.start()
+        cluster.start()
     else:
         cluster = Cluster.create(directory, version=arguments.version, pooler=arguments.pooler)
     primary = cluster.primary()

@@ -170,6 +170,14 @@ class Cluster:
         pooler.start()
         return pooler
 
+    def start(self) -> None:
+        """Start what is not running; harmless for what is."""
+        for node in self.nodes:
+            node.start()
+        for pooler in self.poolers:
+            if not pooler.running():
+                pooler.start()
+
     def destroy(self) -> None:
         """End what create() started and delete what it wrote; safe to call twice and on half a lab."""
         for pooler in self.poolers:

@@ -32,11 +32,7 @@ BEFORE_SECONDS, AFTER_SECONDS = 2.0, 2.0
 def up(version: str) -> Cluster:
     if (DIRECTORY / "cluster.json").exists():
         cluster = Cluster.load(DIRECTORY)
-        for node in cluster.nodes:
-            node.start()
-        for pooler in cluster.poolers:
-            if not pooler.running():
-                pooler.start()
+        cluster.start()
         return cluster
     print(f"Starting a primary and two standbys, PostgreSQL {version} …", flush=True)
     cluster = Cluster.create(DIRECTORY, version=version, pooler="auto")
