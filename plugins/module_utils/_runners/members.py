@@ -12,7 +12,7 @@ from typing import Any
 from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts, read_node
-from .._postgresql.client import Endpoint, Session, connect
+from .._postgresql.client import Endpoint, Session, connect, conninfo
 from .._postgresql.pgbouncer import PoolerConsole
 from .._postgresql.switchover_plan import Member, PoolerFacts, PoolerRoute
 
@@ -54,6 +54,34 @@ def members(nodes: Iterable[dict[str, Any]]) -> dict[str, Member]:
             login_port=node["login_port"],
         )
     return result
+
+
+def replication_endpoint(member: Member, options: dict[str, Any]) -> Endpoint:
+    """How a standby logs in to ``member``; ``options`` has the replication words of a module."""
+    return Endpoint(
+        name=member.name,
+        host=member.address,
+        port=member.port,
+        user=options["replication_user"],
+        passfile=options.get("replication_passfile") or "",
+        ssl_mode=options["replication_ssl_mode"],
+    )
+
+
+def standby_conninfo(member: Member, options: dict[str, Any], *, application_name: str, dbname: str) -> str:
+    """primary_conninfo of a standby of ``member``. Streaming ignores ``dbname``; the worker that synchronises failover
+    slots (17) logs in to it."""
+    return conninfo(
+        {
+            "host": member.address,
+            "port": str(member.port),
+            "dbname": dbname,
+            "user": options["replication_user"],
+            "passfile": options.get("replication_passfile") or "",
+            "application_name": application_name,
+            "sslmode": options["replication_ssl_mode"],
+        }
+    )
 
 
 class ClusterSessions:
