@@ -81,9 +81,7 @@ class Stage:
         """pg_member, state=following, on the host of ``name``."""
         primary = self.cluster.primary() if not changes.get("primary") else self.node(changes.pop("primary"))
         options = {"state": "following", "primary": primary.name, "follow_timeout": 40}
-        return start_module(
-            "pg_member", self._plain(name, **{**options, **changes}), failpoint=failpoint
-        ).result()
+        return start_module("pg_member", self._plain(name, **{**options, **changes}), failpoint=failpoint).result()
 
     # -- what must hold
 

@@ -20,6 +20,7 @@ CALL_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
 POLL_SECONDS = 0.002
 PROMOTE_AGAIN_SECONDS = 0.15
+NOT_IN_RECOVERY = "55000"
 
 
 class PromotionPlan(Protocol):
@@ -118,9 +119,17 @@ class PromotionSteps:
             # A request that arrives while the startup process sleeps in wal_retrieve_retry_interval is seen only at
             # its next look; asking again wakes it.
             if now - sent_at > PROMOTE_AGAIN_SECONDS:
-                candidate.run("SELECT pg_promote(false)", deadline=deadline)
+                self._send_promote(candidate, deadline)
                 sent_at = now
             self.clock.sleep(POLL_SECONDS)
+
+    @staticmethod
+    def _send_promote(candidate: Session, deadline: Deadline) -> None:
+        try:
+            candidate.run("SELECT pg_promote(false)", deadline=deadline)
+        except DbopsError as error:
+            if error.details.get("sqlstate") != NOT_IN_RECOVERY:  # promoted since the look before
+                raise
 
     def follow(self, follower: Follower) -> None:
         """Let a running standby stream from the candidate, and wait until it does."""
