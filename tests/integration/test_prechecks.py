@@ -352,6 +352,18 @@ def _write(scene: Scene, size: int) -> None:
     )
 
 
+@case("wal_kept", on=("13", "18"), says="without a slot")
+def nothing_keeps_wal_for_the_candidate(scene: Scene) -> Iterator[Change]:
+    with following(scene.candidate, scene.primary), configured(scene.primary, wal_keep_size="31MB"):
+        yield {}
+
+
+@case("wal_kept", says="max_slot_wal_keep_size = 16 MB")
+def the_slot_keeps_too_little(scene: Scene) -> Iterator[Change]:
+    with configured(scene.primary, wal_keep_size="0", max_slot_wal_keep_size="16MB"):
+        yield {}
+
+
 @case("free_wal_senders", on=("13", "18"), says="1 of 10")
 def no_free_wal_sender(scene: Scene) -> Iterator[Change]:
     with ExitStack() as stack:

@@ -520,6 +520,33 @@ def check_replication_lag(request: Request, observed: Observed, primary: str) ->
 
 
 @_named
+def check_wal_kept(request: Request, observed: Observed, primary: str) -> Check:
+    """The shutdown checkpoint removes every WAL file that nobody asked to keep, also one that the candidate still has
+    to get: then the proof fails, and the candidate never streams again. It may be max_lag_bytes behind, and a primary
+    that archives begins one more file when it stops."""
+    facts, candidate = observed.nodes[primary], observed.nodes[request.candidate]
+    segment = facts.number("wal_segment_size") or 1 << 24
+    needed = (max(1, -(-request.max_lag_bytes // segment)) + 1) * segment
+    kept = facts.number("wal_keep_size") << 20
+    slot = candidate.receiver.slot_name if candidate.receiver else ""
+    limit = facts.number("max_slot_wal_keep_size")
+    by_slot = bool(slot) and (limit < 0 or limit << 20 >= needed)
+    restores = bool(candidate.settings.get("restore_command")) and facts.settings.get("archive_mode") != "off"
+    known = facts.knows("wal_keep_size", "wal_segment_size", "max_slot_wal_keep_size", "archive_mode")
+    return _verdict(
+        "wal_kept",
+        not (by_slot or restores or kept >= needed) if known and candidate.knows("restore_command") else None,
+        found=f"{request.candidate} follows {f'with slot {slot}' if slot else 'without a slot'};"
+        f" {primary}: wal_keep_size = {kept >> 20} MB, max_slot_wal_keep_size = {limit} MB;"
+        f" {request.candidate} {'restores' if restores else 'does not restore'} from an archive of {primary}",
+        expected=f"{primary} keeps {needed >> 20} MB of WAL that {request.candidate} may still need when it stops:"
+        " by a slot, by wal_keep_size, or in an archive that the candidate reads",
+        remedy=f"give {request.candidate} a slot (primary_slot_name), or raise wal_keep_size on {primary} to"
+        f" {needed >> 20} MB and reload it",
+    )
+
+
+@_named
 def check_candidate_settings(request: Request, observed: Observed, primary: str) -> Check:
     names = (
         "max_connections",
