@@ -88,6 +88,14 @@ options:
         description: Further connection parameters of libpq.
         type: dict
         default: {}
+      databases:
+        description:
+          - Names of its databases that follow the primary. The others are left alone, for example those that lead to a
+            standby for reading.
+          - Without names all databases that lead to a member follow the primary.
+        type: list
+        elements: str
+        default: []
       config_file:
         description: The configuration file that this process was started with, with the files it includes.
         type: path
@@ -193,7 +201,7 @@ processes:
   returned: state=armed
   sample: [{pid: 812, config_file: /etc/pgbouncer/pgbouncer.ini}]
 databases:
-  description: The pooler's databases that lead to this cluster.
+  description: The pooler's databases that follow the primary of this cluster.
   type: list
   elements: str
   returned: success
@@ -250,7 +258,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._core.arguments import endpoint_options, node_options
+from ..module_utils._core.arguments import node_options, pooler_options
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
@@ -270,7 +278,7 @@ def _diff(changes: list[dict[str, str]]) -> dict[str, str]:
 
 
 def main() -> None:
-    pooler = {**endpoint_options(port=6432, dbname="pgbouncer"), "config_file": {"type": "path", "required": True}}
+    pooler = {**pooler_options(), "config_file": {"type": "path", "required": True}}
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["armed", "disarmed"]},
@@ -300,6 +308,7 @@ def main() -> None:
         lifetime_s=words["lifetime_s"],
         state_dir=words["state_dir"],
         known_config_files=tuple(words["known_config_files"]),
+        databases=tuple(words["pooler"]["databases"]),
     )
     run = arm if words["state"] == "armed" else disarm
     try:

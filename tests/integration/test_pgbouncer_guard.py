@@ -26,7 +26,11 @@ import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock, Deadline
 from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.client import Endpoint
-from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbouncer import PoolerConsole, read_config
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbouncer import (
+    PoolerConsole,
+    read_config,
+    routed_to,
+)
 
 from tests.lab import binaries, users
 from tests.lab.cluster import Cluster
@@ -402,6 +406,48 @@ def test_through_ansible_the_task_ends_and_the_deadman_lives(pooler: Pooler, gua
     assert [event["event"] for event in done["events"]] == ["armed", "resumed"]
 
 
+# -- databases that do not follow the primary
+
+
+def read_only_database(cluster: Cluster, pooler: Pooler) -> str:
+    """Leads to a member and stays there; its line."""
+    line = f"accounts_ro = host=127.0.0.1 port={cluster.node('pg1').port} dbname={users.DATABASE}"
+    pooler.config_file.write_text(pooler.config_file.read_text().replace("[databases]", f"[databases]\n{line}"))
+    pooler.console("RELOAD")
+    return line
+
+
+def test_only_the_named_databases_are_staged_and_resumed(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    line = read_only_database(cluster, pooler)
+    guard.arguments["pooler"] |= {"databases": ["accounts"]}
+    armed = guard.run("armed")
+    assert armed["databases"] == ["accounts"]
+    assert [change["database"] for change in armed["changes"]] == ["accounts"]
+    assert line in pooler.config_file.read_text()
+    pooler.console("PAUSE accounts_ro")  # somebody else's
+    time.sleep(2)
+    pooler.console("PAUSE accounts")
+    promote(cluster)
+    assert guard.wait_for_event("resumed")["databases"] == ["accounts"]
+    assert in_memory(pooler) == (cluster.node("pg2").port, False)
+    assert line in pooler.config_file.read_text()
+    assert guard.run("disarmed", target="pg2")["databases"] == ["accounts"]
+    [row] = [row for row in pooler.console("SHOW DATABASES") if row["name"] == "accounts_ro"]
+    assert (row["port"], row["paused"]) == (cluster.node("pg1").port, 1)
+
+
+def test_a_named_database_that_is_not_there_is_refused(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    text = pooler.config_file.read_text()
+    pooler.config_file.write_text(text.replace("[databases]", "[databases]\nelsewhere = host=192.0.2.1 port=7000"))
+    pooler.console("RELOAD")
+    guard.arguments["pooler"] |= {"databases": ["accounts", "acounts", "elsewhere"]}
+    answer = guard.run("armed", check=True)
+    assert answer["failed"]
+    assert "database acounts is not there" in answer["msg"]
+    assert "database elsewhere leads to 192.0.2.1:7000" in answer["msg"]
+    assert "database accounts " not in answer["msg"]
+
+
 # -- other processes on the host
 
 
@@ -613,7 +659,7 @@ def test_state_tells_what_the_prechecks_need(cluster: Cluster, pooler: Pooler, c
     assert not state.shares_port
     assert state.settings["query_wait_timeout"] == "120"
     assert state.settings["conffile"] == str(pooler.config_file)
-    [database] = state.routed_to([("127.0.0.1", cluster.node("pg1").port)])
+    [database] = routed_to(state.databases, [("127.0.0.1", cluster.node("pg1").port)])
     assert (database.name, database.pool_mode, database.current_connections) == ("accounts", "transaction", 1)
     [use] = [use for use in state.pools if use.database == "accounts"]
     assert (use.cl_active, use.sv_active) == (1, 1)

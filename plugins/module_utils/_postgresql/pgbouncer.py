@@ -105,11 +105,16 @@ def repoint(
 
 
 def repoint_files(
-    files: Iterable[ConfigFile], members: Mapping[str, Address], target: str, aliases: Collection[Address] = ()
+    files: Iterable[ConfigFile],
+    members: Mapping[str, Address],
+    target: str,
+    aliases: Collection[Address] = (),
+    names: Collection[str] = (),
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Route every database of this cluster to ``members[target]``; everything else stays byte for byte.
 
     ``members`` maps a name to the address under which poolers reach it, ``aliases`` holds further addresses of members.
+    ``names``: only these databases.
     Returns the new text of each file that changes, and ``[{"database", "before", "after"}]``.
     Raises DbopsError for a list of hosts with a member in it: where such a pool goes is not ours to decide.
     """
@@ -120,6 +125,8 @@ def repoint_files(
     for file in files:
         text = file.text
         for entry in reversed(file.entries):
+            if names and entry.name not in names:
+                continue
             hosts = entry.host.split(",")
             if len(hosts) > 1 and any((part.strip().lower(), entry.port) in ours for part in hosts):
                 raise DbopsError(
@@ -336,14 +343,20 @@ class PoolerState:
         admins = [name.strip() for name in self.settings.get("admin_users", "").split(",")]
         return user in (*admins, "pgbouncer") or self.settings.get("auth_type") == "any"
 
-    def routed_to(self, addresses: Collection[Address]) -> list[PooledDatabase]:
-        return routed_to(self.databases, addresses)
-
 
 def routed_to(databases: Iterable[PooledDatabase], addresses: Collection[Address]) -> list[PooledDatabase]:
     """The databases whose server is one of ``addresses``."""
     wanted = _lowered(addresses)
     return [database for database in databases if (database.host.lower(), database.port) in wanted]
+
+
+def following(
+    databases: Iterable[PooledDatabase], addresses: Collection[Address], names: Collection[str] = ()
+) -> list[PooledDatabase]:
+    """The databases that follow the primary: those of ``names``, without names those that lead to ``addresses``."""
+    if names:
+        return [database for database in databases if database.name in names]
+    return routed_to(databases, addresses)
 
 
 def _identifier(name: str) -> str:

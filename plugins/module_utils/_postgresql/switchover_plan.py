@@ -87,7 +87,8 @@ class PoolerRoute:
 
 @dataclass(frozen=True)
 class PoolerFacts:
-    """One pooler as its console answered; only the databases that point to this cluster."""
+    """One pooler as its console answered. ``databases``: those that are to follow the primary; ``missing``: those that
+    are named and not there."""
 
     name: str
     error: str = ""
@@ -95,6 +96,7 @@ class PoolerFacts:
     so_reuseport: bool = False
     listeners: int | None = None
     databases: tuple[PoolerRoute, ...] = ()
+    missing: tuple[str, ...] = ()
     query_wait_timeout_s: float = 120.0
     staged_for: str = ""
 
@@ -922,8 +924,9 @@ def check_pooler_targets(request: Request, observed: Observed, primary: str) -> 
     wrong = [
         f"{pooler.name}: no database points to this cluster"
         for pooler in observed.poolers
-        if not pooler.error and not pooler.databases
+        if not (pooler.error or pooler.databases or pooler.missing)
     ]
+    wrong += [f"{pooler.name} has no database {name}" for pooler in observed.poolers for name in pooler.missing]
     wrong += [
         f"{pooler.name}/{database.name} points to {database.host}:{database.port}"
         for pooler in observed.poolers
@@ -941,7 +944,8 @@ def check_pooler_targets(request: Request, observed: Observed, primary: str) -> 
         bool(wrong),
         found="; ".join(wrong) or f"all point to {primary}",
         expected=f"the databases of each pooler point to {primary} and are not paused",
-        remedy="SHOW DATABASES on that console; correct its configuration, RELOAD, or RESUME what somebody else paused",
+        remedy="SHOW DATABASES on that console; correct its configuration, RELOAD, or RESUME what somebody else paused;"
+        " where some lead to standbys on purpose, name those that follow the primary as databases of the pooler",
     )
 
 

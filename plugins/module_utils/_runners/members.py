@@ -13,7 +13,7 @@ from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts, read_node
 from .._postgresql.client import Endpoint, Session, connect
-from .._postgresql.pgbouncer import PoolerConsole
+from .._postgresql.pgbouncer import PoolerConsole, following
 from .._postgresql.switchover_plan import Member, PoolerFacts, PoolerRoute
 
 
@@ -115,6 +115,7 @@ def read_pooler(
         return PoolerFacts(name=name, error=f"{name}: {console.endpoint.user} may look, but is not in admin_users")
     addresses = {(member.address, member.port) for member in cluster.values()}
     addresses |= {(member.login_host, member.login_port) for member in cluster.values()}
+    names = options.get("databases") or []
     return PoolerFacts(
         name=name,
         version=state.version,
@@ -122,8 +123,9 @@ def read_pooler(
         listeners=options.get("listeners"),
         databases=tuple(
             PoolerRoute(item.name, item.host, item.port, item.pool_mode, item.paused)
-            for item in state.routed_to(addresses)
+            for item in following(state.databases, addresses, names)
         ),
+        missing=tuple(sorted(set(names) - {item.name for item in state.databases})),
         query_wait_timeout_s=float(state.settings.get("query_wait_timeout", "120")),
         staged_for=options.get("staged_for") or "",
     )

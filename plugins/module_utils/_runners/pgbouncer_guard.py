@@ -17,7 +17,7 @@ import signal
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from .._postgresql.pgbouncer import (
     PoolerConsole,
     Sighting,
     deadman_decision,
+    following,
     read_config,
     repoint_files,
     routed_to,
@@ -78,6 +79,7 @@ class Guard:
     lifetime_s: int = 900
     state_dir: str = "/var/lib/dbops"
     known_config_files: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -104,7 +106,12 @@ class Guard:
     def fingerprint(self) -> str:
         """Tells two guards apart without holding a secret."""
         words = [self.operation, self.config_file, self.target, self.pause_limit_ms, self.hard_limit_ms]
-        return hashlib.sha256(json.dumps([*words, self.addresses], sort_keys=True).encode()).hexdigest()
+        words += [self.addresses, self.databases]
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+    def following(self, databases: Iterable[PooledDatabase]) -> list[PooledDatabase]:
+        """Those that follow the primary."""
+        return following(databases, self.everywhere, self.databases)
 
     def check(self) -> None:
         if self.target not in self.addresses:
@@ -158,7 +165,7 @@ def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     console = PoolerConsole(guard.pooler, clock)
     try:
         deadline = Deadline.after(clock, _CONSOLE_SECONDS)
-        databases = routed_to(console.databases(deadline), guard.everywhere)
+        databases = guard.following(console.databases(deadline))
         changes = _planned(guard, guard.target)[1]
         if changes or _unlike(guard, databases):
             _require_writable(guard, clock)
@@ -170,7 +177,7 @@ def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
                 _end(alive, clock)
             events = _events(guard, record)
             _write_all(_planned(guard, guard.target)[0])  # again: the dead-man may just have acted
-            databases = routed_to(console.databases(deadline), guard.everywhere)
+            databases = guard.following(console.databases(deadline))
         if any(not _at_target(guard, database) for database in databases):
             statements.append("RELOAD")
         paused = [database.name for database in databases if database.paused]
@@ -346,13 +353,24 @@ def _guarded_databases(guard: Guard, clock: Clock) -> list[str]:
             expected=f"a user of admin_users ({state.settings.get('admin_users') or 'none'})",
             remedy="log in as one of admin_users, or add this user to them and RELOAD",
         )
-    if not routes(_read(guard.config_file), guard.everywhere):
+    files = _read(guard.config_file)
+    entries = routes(files, guard.everywhere)
+    if not entries:
         raise DbopsError(
             found=f"{guard.config_file} leads to no member of cluster {guard.cluster}",
             expected="a database whose host and port are a member's address and port",
             remedy="take the pooler off this cluster, or write the members' addresses as the pooler's file has them",
         )
-    return [database.name for database in state.routed_to(guard.everywhere)]
+    strange = [name for name in guard.databases if name not in {entry.name for entry in entries}]
+    if strange:
+        known = {entry.name: f"leads to {entry.host}:{entry.port}" for file in files for entry in file.entries}
+        raise DbopsError(
+            found="; ".join(f"database {name} {known.get(name, 'is not there, or names no host')}" for name in strange)
+            + f" ({guard.config_file})",
+            expected=f"each of the pooler's databases leads to a member of cluster {guard.cluster}",
+            remedy="correct databases of this pooler, or its configuration file",
+        )
+    return [database.name for database in guard.following(state.databases)]
 
 
 def _read(path: str, root: str = "") -> list[ConfigFile]:
@@ -375,7 +393,7 @@ def _read(path: str, root: str = "") -> list[ConfigFile]:
 
 
 def _planned(guard: Guard, target: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    return repoint_files(_read(guard.config_file), guard.addresses, target, guard.aliases)
+    return repoint_files(_read(guard.config_file), guard.addresses, target, guard.aliases, guard.databases)
 
 
 def _write_all(texts: Mapping[str, str]) -> None:
@@ -632,7 +650,7 @@ class Deadman:
 
     def _ours(self) -> list[PooledDatabase]:
         deadline = Deadline.after(self.clock, _ASK_SECONDS)
-        return routed_to(self.console.databases(deadline), self.guard.everywhere)
+        return self.guard.following(self.console.databases(deadline))
 
     def _act(self, databases: Sequence[PooledDatabase], held: Sequence[str], paused_ms: float) -> None:
         sightings = self._look()

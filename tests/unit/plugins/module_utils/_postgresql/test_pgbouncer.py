@@ -17,6 +17,7 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbounc
     PoolerState,
     Sighting,
     deadman_decision,
+    following,
     read_config,
     repoint,
     repoint_files,
@@ -219,6 +220,29 @@ def test_a_stats_user_is_no_admin() -> None:
     ]
     assert state.version_number == (1, 18)
     assert state.shares_port
+
+
+def test_who_follows_the_primary() -> None:
+    """Without names whoever leads to a member; else those that are named, wherever they lead."""
+    databases = [
+        PooledDatabase(name, host, 5432, "a", "transaction", 0, paused=False, disabled=False)
+        for name, host in (("a", "10.0.0.1"), ("a_ro", "10.0.0.2"), ("b", "192.0.2.9"))
+    ]
+
+    def names(*given: str) -> list[str]:
+        return [database.name for database in following(databases, MEMBERS.values(), given)]
+
+    assert names() == ["a", "a_ro"]
+    assert names("a", "c") == ["a"]
+    assert names("b") == ["b"]
+
+
+def test_a_database_that_is_not_named_stays_as_it_is() -> None:
+    text = "[databases]\na = host=10.0.0.1\na_ro = host=10.0.0.3\nlist = host=10.0.0.3,10.0.0.1\n"
+    files = read_config("/x.ini", {"/x.ini": text}.__getitem__)
+    texts, changes = repoint_files(files, MEMBERS, "pg2", names=["a"])
+    assert texts["/x.ini"].splitlines()[2:] == text.splitlines()[2:]
+    assert [change["database"] for change in changes] == ["a"]
 
 
 def test_paused_is_not_drained() -> None:
