@@ -14,10 +14,12 @@ author:
 description:
   - Runs on the host of one PgBouncer process, before and after an operation that pauses it from elsewhere.
   - O(state=armed) points the pooler's configuration file at the coming primary without a RELOAD, and starts a dead-man
-    process beside the pooler. When databases of this cluster stay paused for longer than O(pause_limit_ms), the run
-    that paused them has died. The dead-man then asks all members, points the pooler at the one that is writable on the
-    highest timeline, and resumes. While there is no such member it goes on asking until O(hard_limit_ms), and then
-    resumes where the pooler points.
+    process beside the pooler. When databases of this cluster stay paused for longer than O(pause_limit_ms), the
+    dead-man asks all members. While one that answers shows the lease of a run (an advisory lock that
+    M(stateful.dbops.replica_promote) holds as long as its process lives) it leaves the pooler to that run. Otherwise
+    the run has died, and the dead-man points the pooler at the member that is writable on the highest timeline, and
+    resumes. While there is no such member it goes on asking. At O(hard_limit_ms) it resumes in any case, without such
+    a member where the pooler points.
   - O(state=disarmed) ends the dead-man and leaves the pooler pointed at O(target), in its file and in its memory, and
     not paused. After a run that died it is what brings the pooler home.
   - It refuses a host on which another PgBouncer process leads to the same cluster unlisted, because a process that is
@@ -107,9 +109,12 @@ options:
     type: str
     required: true
   pause_limit_ms:
-    description: Milliseconds after which a pause counts as abandoned. More than the longest pause of the operation.
+    description:
+      - Milliseconds of pause after which the dead-man asks the members, four times a second, whether the run lives.
+      - It need not be more than the longest pause of the operation. A switchover that goes well has ended its pause by
+        then, so that nobody asks its servers while it is busy with them.
     type: int
-    default: 8000
+    default: 3000
   hard_limit_ms:
     description:
       - Milliseconds of pause after which clients are let go even though no single writable member has been found.
@@ -287,7 +292,7 @@ def main() -> None:
             "pooler": {"type": "dict", "required": True, "options": pooler},
             "nodes": {"type": "list", "elements": "dict", "required": True, "options": node_options()},
             "target": {"type": "str", "required": True},
-            "pause_limit_ms": {"type": "int", "default": 8000},
+            "pause_limit_ms": {"type": "int", "default": 3000},
             "hard_limit_ms": {"type": "int", "default": 60000},
             "lifetime_s": {"type": "int", "default": 900},
             "known_config_files": {"type": "list", "elements": "path", "default": []},

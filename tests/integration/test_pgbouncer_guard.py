@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock, Deadline
 from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.client import Endpoint
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.lease import TAKE, lease_key
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbouncer import (
     PoolerConsole,
     read_config,
@@ -35,7 +36,7 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbounc
 from tests.lab import binaries, users
 from tests.lab.cluster import Cluster
 from tests.lab.pooler import Pooler
-from tests.lab.server import alive, free_port, wait_for
+from tests.lab.server import Node, alive, free_port, wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COLLECTIONS = CHECKOUT / ".venv" / "collections"
@@ -312,6 +313,62 @@ def test_without_a_writable_member_it_resumes_at_the_hard_limit(
     assert event["target"] == ""
     assert event["paused_ms"] >= 3000
     assert in_memory(pooler) == (pg1.port, False)
+
+
+@contextmanager
+def lease(node: Node, cluster: Cluster) -> Iterator[None]:
+    """What a run does on each member. The dead-man's login may not do more than log in."""
+    with closing(node.connect(dbname=users.DATABASE)) as session:
+        session.cursor().execute(TAKE, lease_key(cluster.name))
+        yield
+
+
+def test_a_run_that_lives_is_left_alone(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    """Held on one member is enough: the run has stopped the other one, or lost its session there."""
+    guard.run("armed", hard_limit_ms=60000)
+    with lease(cluster.node("pg2"), cluster):
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("waiting")["reason"] == "a run holds the lease on pg2"
+        time.sleep(2)
+        assert in_memory(pooler)[1]
+        began = time.monotonic()
+    event = guard.wait_for_event("resumed")
+    assert event["target"] == "pg1"
+    assert time.monotonic() - began < 2
+    assert in_memory(pooler) == (cluster.node("pg1").port, False)
+
+
+def test_the_lease_of_another_cluster_counts_for_nothing(pooler: Pooler, cluster: Cluster, guard: Guarded) -> None:
+    guard.run("armed", hard_limit_ms=60000)
+    with closing(cluster.node("pg1").connect()) as session:
+        session.cursor().execute(TAKE, lease_key("billing"))
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("resumed")["target"] == "pg1"
+
+
+def test_no_run_holds_clients_past_the_hard_limit(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    guard.run("armed")
+    with lease(cluster.node("pg1"), cluster):
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("resumed")["paused_ms"] >= 3000
+    assert in_memory(pooler) == (cluster.node("pg1").port, False)
+
+
+def test_a_server_ends_the_lease_of_a_host_that_is_gone(cluster: Cluster) -> None:
+    """No packet says that a host lost its power. The server asks: the kernel's keepalive timer of its sockets."""
+    node = cluster.node("pg1")
+
+    def soonest() -> float:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        timers = [row[5].split(":") for row in rows if row[1].endswith(f":{node.port:04X}")]  # proc(5): tr and tm->when
+        ticks = [int(when, 16) for kind, when in timers if kind == "02"]
+        return min(ticks, default=1 << 30) / os.sysconf("SC_CLK_TCK")
+
+    with closing(node.connect()):
+        wait_for(lambda: soonest() < 8000, seconds=5, what="a keepalive timer")
+        assert soonest() > 60
+        with lease(node, cluster):
+            wait_for(lambda: soonest() <= 4, seconds=5, what="a keepalive timer of the lease")
 
 
 def test_a_pause_that_ends_in_time_is_none_of_its_business(pooler: Pooler, guard: Guarded) -> None:

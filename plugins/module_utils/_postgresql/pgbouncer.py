@@ -241,11 +241,12 @@ def _unloadable(path: str, what: str) -> DbopsError:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What one member said when asked. ``timeline`` is 0 where it did not answer."""
+    """What one member said. ``timeline`` is 0 where it did not answer. ``leased``: a run holds the lease there."""
 
     name: str
     writable: bool
     timeline: int
+    leased: bool = False
 
 
 @dataclass(frozen=True)
@@ -257,19 +258,28 @@ class Verdict:
     reason: str
 
 
+def writable_on_newest(observations: Sequence[Sighting], best: Sighting | None = None) -> tuple[list[Sighting], int]:
+    """Who is writable on the highest timeline that anybody has shown, ``best`` included, and that timeline."""
+    seen = [*observations, *([best] if best else [])]
+    newest = max((sighting.timeline for sighting in seen), default=0)
+    return [item for item in observations if item.writable and item.timeline == newest], newest
+
+
 def deadman_decision(
     observations: Sequence[Sighting], paused_ms: float, hard_limit_ms: float, best: Sighting | None = None
 ) -> Verdict:
     """What to do with a pooler that has been paused for too long.
 
-    It resumes toward the one member that is writable on the highest timeline anybody has shown. ``best`` is the
-    highest timeline seen writable earlier: a member below it is an old primary, and clients sent there would write
-    into a dead branch. Past the hard limit clients are let go in any case: toward ``best`` when what is writable now
-    lies below it, else wherever the pooler points.
+    Nothing while a run holds the lease on any member: it lives, and resumes by itself. Otherwise it resumes toward the
+    one member that is writable on the highest timeline anybody has shown. ``best`` is the highest timeline seen
+    writable earlier: a member below it is an old primary, and clients sent there would write into a dead branch. Past
+    the hard limit clients are let go in any case: toward ``best`` when what is writable now lies below it, else
+    wherever the pooler points.
     """
-    seen = [*observations, *([best] if best else [])]
-    newest = max((sighting.timeline for sighting in seen), default=0)
-    fit = [item for item in observations if item.writable and item.timeline == newest]
+    leased = [item.name for item in observations if item.leased]
+    if leased and paused_ms < hard_limit_ms:
+        return Verdict(False, "", f"a run holds the lease on {', '.join(leased)}")
+    fit, newest = writable_on_newest(observations, best)
     stale = [item for item in observations if item.writable and item.timeline < newest]
     if len(fit) == 1:
         return Verdict(True, fit[0].name, f"writable on timeline {newest}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts, read_node
 from .._postgresql.client import Endpoint, Session, connect
+from .._postgresql.lease import TAKE
 from .._postgresql.pgbouncer import PoolerConsole, following
 from .._postgresql.switchover_plan import Member, PoolerFacts, PoolerRoute
 
@@ -57,7 +59,10 @@ def members(nodes: Iterable[dict[str, Any]]) -> dict[str, Member]:
 
 
 class ClusterSessions:
-    """One session per member, opened when first needed and again when it broke."""
+    """One session per member, opened when first needed and again when it broke.
+
+    Once ``lease`` is set every new session takes it: a member that was restarted has forgotten who holds it.
+    """
 
     def __init__(self, nodes: Iterable[dict[str, Any]], *, clock: Clock, application_name: str, timeout: float) -> None:
         self.endpoints = {node["name"]: endpoint(node) for node in nodes}
@@ -65,6 +70,7 @@ class ClusterSessions:
         self._application_name = application_name
         self._timeout = timeout
         self._sessions: dict[str, Session] = {}
+        self.lease: tuple[int, int] | None = None
 
     def to(self, name: str, *, timeout: float | None = None) -> Session:
         session = self._sessions.get(name)
@@ -75,6 +81,9 @@ class ClusterSessions:
                 timeout=timeout or self._timeout,
                 application_name=self._application_name,
             )
+            if self.lease is not None:
+                with suppress(DbopsError):  # a session that is of no use says so when it is used
+                    session.run(TAKE, self.lease)
             session.timeout = self._timeout
             self._sessions[name] = session
         return session

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import secrets
 import time
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ from .._core.journal import open_operation as open_journal
 from .._core.operation import Check, Runner, Step, refuse_unless_good
 from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import read_receiver
+from .._postgresql.lease import HOLDERS, TAKE, lease_key
 from .._postgresql.lsn import format_lsn
 from .._postgresql.switchover_plan import LocalFacts, Observed, Phase, SwitchoverPlan
 from .switchover_context import SwitchoverContext
 from .switchover_steps import SwitchoverSteps
 
-LOCK_CLASS = 0x64626F70  # "dbop": the first key of the advisory locks of this collection
 RECONNECT_SECONDS = 12.0
 
 Records = list[dict[str, Any]]
@@ -439,18 +438,13 @@ class Switchover:
     def _lease(self, observed: Observed) -> None:
         """An advisory lock on every member that answers, held by idle sessions until this process ends. On the
         candidate it survives the promotion."""
-        key = zlib.crc32(self.request.cluster.encode()) & 0x7FFFFFFF
+        key = lease_key(self.request.cluster)
         names = [name for name, facts in observed.nodes.items() if facts.answered]
         for name in sorted(names, key=lambda item: item != self.request.candidate):
             session = self.sessions.to(name)
-            if session.value("SELECT pg_try_advisory_lock(%s, %s)", [LOCK_CLASS, key]):
+            if session.value(TAKE, key):
                 continue
-            holder = session.rows(
-                """SELECT a.pid, a.application_name, coalesce(a.client_addr::text, 'local') AS client
-                     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-                    WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s AND l.objid::bigint = %s""",
-                [LOCK_CLASS, key],
-            )
+            holder = session.rows(HOLDERS, key)
             who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holder)
             raise DbopsError(
                 found=f"another run holds the lease of cluster {self.request.cluster} on {name}: {who or 'unknown'}",
@@ -458,6 +452,7 @@ class Switchover:
                 remedy="wait for that run to end; a run that died has lost its lease already",
                 details={**self._common(), "state": "refused", "changed": False},
             )
+        self.sessions.lease = key
 
 
 def _before_promotion(steps: SwitchoverSteps) -> list[Step]:

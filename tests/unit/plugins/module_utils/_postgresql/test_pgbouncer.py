@@ -8,6 +8,7 @@ That our reading of the file is PgBouncer's own is shown by a real one in tests/
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbounc
     PooledDatabase,
     PoolerState,
     Sighting,
+    Verdict,
     deadman_decision,
     following,
     read_config,
@@ -291,6 +293,18 @@ def test_before_the_hard_limit_it_acts_only_on_one_clear_primary(
 @given(SIGHTINGS, st.integers(HARD, 2 * HARD), BEST)
 def test_past_the_hard_limit_clients_are_let_go(seen: list[Sighting], paused: int, best: Sighting | None) -> None:
     assert deadman_decision(seen, paused, HARD, best).resume
+
+
+@given(SIGHTINGS.filter(bool), st.integers(0, 2 * HARD), BEST)
+def test_while_a_run_holds_the_lease_it_waits_until_the_hard_limit(
+    seen: list[Sighting], paused: int, best: Sighting | None
+) -> None:
+    leased = [replace(seen[0], leased=True), *seen[1:]]
+    verdict = deadman_decision(leased, paused, HARD, best)
+    if paused < HARD:
+        assert verdict == Verdict(False, "", f"a run holds the lease on {seen[0].name}")
+    else:
+        assert verdict == deadman_decision(seen, paused, HARD, best)
 
 
 def test_a_candidate_that_vanished_after_its_promotion_keeps_the_clients() -> None:
