@@ -133,6 +133,13 @@ options:
         description: [More libpq keywords.]
         type: dict
         default: {}
+      databases:
+        description:
+          - Names of its databases that follow the primary. They alone are paused and checked.
+          - Without names all databases that lead to a member follow the primary.
+        type: list
+        elements: str
+        default: []
       listeners:
         description: [How many processes listen on its port, as M(stateful.dbops.pgbouncer_guard) counted on its host.]
         type: int
@@ -432,8 +439,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._core.arguments import (
     SSL_MODES,
-    endpoint_options,
     node_options,
+    pooler_options,
     service_options,
 )
 from ..module_utils._core.clock import Clock
@@ -464,7 +471,7 @@ def argument_spec() -> dict:
             "elements": "dict",
             "default": [],
             "options": {
-                **endpoint_options(port=6432, dbname="pgbouncer"),
+                **pooler_options(),
                 "listeners": {"type": "int"},
                 "staged_for": {"type": "str"},
             },

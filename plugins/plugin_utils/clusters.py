@@ -50,6 +50,8 @@ def poolers(
             "login_host": pooler.get("login_host", pooler["address"]),
             "login_port": int(pooler.get("login_port", pooler.get("port", 6432))),
         }
+        if pooler.get("databases"):
+            words["databases"] = list(pooler["databases"])
         if guards is None:
             words["config_file"] = pooler["config_file"]
         else:

@@ -12,16 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import yaml
 
 from tests.integration.conftest import borrowed
-from tests.integration.scene import Scene, Standing, snapshot
+from tests.integration.scene import Scene, Standing, illness, read_only_database, snapshot
 from tests.lab import inventory, users
 from tests.lab.operation import environment
+from tests.lab.pooler import Pooler
 from tests.lab.users import CHECKOUT
 
 on_18 = pytest.mark.parametrize("standing", ["18"], indirect=True, scope="session")
@@ -120,6 +123,59 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     Run("promote_replica_rollback", hosts, **rollback).succeeded(changed=False)
     assert snapshot(scene.cluster) == undone
     assert snapshot(neighbour.cluster) == beside
+
+
+class Reader:
+    """A client of the read-only pool that reads for as long as the block runs: how often, and its errors."""
+
+    def __init__(self, pooler: Pooler) -> None:
+        self.pooler = pooler
+        self.reads = 0
+        self.errors: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def _read(self) -> None:
+        try:
+            with closing(psycopg2.connect(self.pooler.dsn("accounts_ro"))) as connection:
+                connection.autocommit = True
+                while not self._stop.is_set():
+                    connection.cursor().execute("SELECT 1")
+                    self.reads += 1
+                    time.sleep(0.01)
+        except psycopg2.Error as error:
+            self.errors.append(str(error))
+
+    def __enter__(self) -> Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+
+@on_18
+def test_a_pool_for_reading_stays_where_it_is(scene: Scene, tmp_path: Path) -> None:
+    """The pooler's option databases names the one that follows the primary; there and back."""
+    data = inventory.inventory(scene.cluster)
+    words = {"dbops_cluster": scene.cluster.name, "promote_replica_candidate": scene.candidate.name}
+    [pooler] = data["all"]["vars"]["dbops_clusters"][scene.cluster.name]["poolers"]
+    with read_only_database(scene), Reader(scene.pooler) as reader:
+        Run("promote_replica", dumped(tmp_path / "all.yml", data), **words).failed("pooler1/accounts_ro points to")
+        pooler["databases"] = ["accounts"]
+        hosts = dumped(tmp_path / "named.yml", data)
+        Run("promote_replica", hosts, **words).succeeded(changed=True)
+        assert scene.cluster.primary() is scene.candidate
+        assert illness(scene.cluster) == ""
+        Run("promote_replica_rollback", hosts, dbops_cluster=scene.cluster.name).succeeded(changed=True)
+        rows = {row["name"]: (row["port"], row["paused"]) for row in scene.pooler.console("SHOW DATABASES")}
+        assert rows["accounts_ro"] == (scene.sibling.port, 0)
+        assert rows["accounts"] == (scene.primary.port, 0)
+    assert reader.errors == []
+    assert reader.reads > 500
+    pooler["databases"] = ["acounts"]
+    Run("promote_replica", dumped(tmp_path / "misspelt.yml", data), **words).failed("database acounts is not there")
 
 
 @on_18

@@ -159,7 +159,7 @@ class _Load:
         try:
             with connection.cursor() as cursor:
                 cursor.execute(_TRANSFER, values)
-                xid = cursor.fetchone()[0]
+                xid = (cursor.fetchone() or (0,))[0]
                 outcome = "unknown"
                 cursor.execute("COMMIT")
                 # COMMIT of an aborted transaction is no error; its answer says ROLLBACK.

@@ -5,7 +5,7 @@
 
 ``statement_timeout`` cannot bound a call to a server that is stopped, cut off or a PgBouncer console. So psycopg2
 runs with a wait callback (https://www.psycopg.org/docs/advanced.html#support-for-coroutine-libraries) that gives up
-when the session's deadline has passed, also while connecting.
+when the session's deadline has passed, also while connecting. Names are looked up beforehand, for the same reason.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
+from .resolve import Unresolved, is_name, look_up
 
 try:
     import psycopg2
@@ -84,6 +85,15 @@ class Endpoint:
             words.pop("dbname")
         words.update(dict(self.connect_params))
         return {key: value for key, value in words.items() if value not in ("", None)}
+
+
+def _with_addresses(words: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """libpq keywords with the addresses of a host that is a name; libpq tries them in order, as it would itself."""
+    host = words.get("host", "")
+    if "hostaddr" in words or not is_name(host):
+        return words
+    addresses = look_up(host, deadline)
+    return {**words, "host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
 
 _deadline = threading.local()
@@ -220,9 +230,9 @@ def connect(
     )
     try:
         with _bounded(deadline):
-            connection = psycopg2.connect(**words)
+            connection = psycopg2.connect(**_with_addresses(words, deadline))
             connection.autocommit = True
-    except (CallTimeout, psycopg2.Error) as error:
+    except (CallTimeout, Unresolved, psycopg2.Error) as error:
         raise DbopsError(
             found=f"cannot log in to {endpoint.label} as {endpoint.user or 'the OS user'}: {plain_error(error)}",
             expected="a server that answers there and accepts this user",

@@ -8,6 +8,7 @@ Source: src/backend/access/transam/timeline.c; pg_rewind's findCommonAncestorTim
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .._core.errors import DbopsError
@@ -26,24 +27,41 @@ class History:
     @classmethod
     def parse(cls, text: str, *, timeline: int, end: int) -> History:
         """``text`` of the history file of ``timeline``; empty for the first one. Raises DbopsError."""
-        switches = []
-        for line in text.splitlines():
-            fields = line.split()
-            if not fields or fields[0].startswith("#"):
-                continue
-            try:
-                switches.append((int(fields[0]), parse_lsn(fields[1])))
-            except (ValueError, IndexError) as error:
-                raise DbopsError(
-                    found=f"the line {line!r} in the history of timeline {timeline}",
-                    expected="a timeline, an LSN and a reason",
-                    remedy="compare pg_wal/*.history of the primary with its archived copy",
-                ) from error
-        return cls(tuple(switches), timeline, end)
+        return cls(tuple(_switches(text)), timeline, end)
 
     @property
     def all(self) -> tuple[tuple[int, int], ...]:
         return (*self.switches, (self.timeline, self.end))
+
+
+def _switches(text: str) -> Iterator[tuple[int, int]]:
+    for line in text.splitlines():
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        try:
+            yield int(fields[0]), parse_lsn(fields[1])
+        except (ValueError, IndexError) as error:
+            raise DbopsError(
+                found=f"the line {line!r} in a timeline history file",
+                expected="a timeline, an LSN and a reason",
+                remedy="compare pg_wal/*.history of the new primary with its archived copy",
+            ) from error
+
+
+def history_switchpoint(text: str, parent_timeline: int) -> int:
+    """The LSN at which ``parent_timeline`` was left, from the text of a later timeline's history file.
+
+    Raises DbopsError if the file does not name that timeline or is malformed.
+    """
+    for timeline, lsn in _switches(text):
+        if timeline == parent_timeline:
+            return lsn
+    raise DbopsError(
+        found=f"a timeline history file that does not name timeline {parent_timeline}",
+        expected=f"a timeline that descends from timeline {parent_timeline}",
+        remedy="this server does not continue the old primary: bring it back with pg_member, state=following",
+    )
 
 
 @dataclass(frozen=True)

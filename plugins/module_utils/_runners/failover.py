@@ -24,7 +24,6 @@ from .._postgresql.catalog import NodeFacts, read_receiver
 from .._postgresql.failover_plan import FailoverPlan, FailoverRequest, Fence, Witness
 from .._postgresql.lsn import format_lsn
 from .._postgresql.switchover_plan import RETRY_INTERVAL, Follower, LocalFacts, Observed, marker_slot, topology
-from .lease import take_lease
 from .members import ClusterSessions, members
 from .promotion import CALL_SECONDS, PromotionSteps
 
@@ -96,7 +95,7 @@ class Failover:
         done = self._done(nodes)
         if not check_mode and not done:
             # What was seen before the lease may be over by now.
-            take_lease(self.sessions, self.request.cluster, nodes, first=self.request.candidate)
+            self.sessions.take_lease(self.request.cluster, nodes, first=self.request.candidate)
             nodes = self.sessions.facts()
             done = self._done(nodes)
         if done:

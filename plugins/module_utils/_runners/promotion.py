@@ -13,7 +13,7 @@ from .._core.operation import PlannedStep, Step
 from .._postgresql.catalog import OPERATION_TABLE, read_receiver
 from .._postgresql.client import Session, connect
 from .._postgresql.switchover_plan import Follower, Member
-from .._postgresql.timelines import History
+from .._postgresql.timelines import history_switchpoint
 from .members import ClusterSessions, replication_endpoint, standby_conninfo
 
 CALL_SECONDS = 10.0
@@ -188,11 +188,4 @@ class PromotionSteps:
         ) as replication:
             content = replication.rows(f"TIMELINE_HISTORY {timeline}")[0]["content"]
         text = content if isinstance(content, str) else bytes(content).decode()
-        left = dict(History.parse(text, timeline=timeline, end=0).switches).get(plan.old_timeline)
-        if left is None:
-            raise DbopsError(
-                found=f"the history of timeline {timeline} does not name timeline {plan.old_timeline}",
-                expected=f"a timeline that descends from timeline {plan.old_timeline}",
-                remedy="this server does not continue the old primary: rejoin it with pg_member, state=following",
-            )
-        return timeline, left
+        return timeline, history_switchpoint(text, plan.old_timeline)

@@ -24,7 +24,6 @@ from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import read_receiver
 from .._postgresql.lsn import format_lsn
 from .._postgresql.switchover_plan import LocalFacts, Observed, Phase, SwitchoverPlan
-from .lease import take_lease
 from .switchover_context import SwitchoverContext
 from .switchover_steps import SwitchoverSteps
 
@@ -89,7 +88,7 @@ class Switchover:
         if check_mode:
             return self._predict(found)
         # What was seen before the lease may be over by now: another run can have ended in between.
-        take_lease(self.sessions, self.request.cluster, found.observed.nodes, first=self.request.candidate)
+        self.sessions.take_lease(self.request.cluster, found.observed.nodes, first=self.request.candidate)
         found = self._look(check_mode=False)
         if self._nothing_to_do(found):
             return self._unchanged(found.observed)

@@ -67,6 +67,8 @@ class SwitchoverContext:
             for pooler in options["poolers"]
         }
 
+        self.pooled = {pooler["name"]: tuple(pooler.get("databases") or ()) for pooler in options["poolers"]}
+
     def close(self) -> None:
         for console in self.consoles.values():
             console.close()

@@ -17,7 +17,7 @@ from .._postgresql import switchover_plan as planner
 from .._postgresql.control import read_control
 from .._postgresql.follow_up import follow_up
 from .._postgresql.lsn import format_lsn, parse_lsn
-from .._postgresql.pgbouncer import PoolerConsole
+from .._postgresql.pgbouncer import PooledDatabase, PoolerConsole, following
 from .._postgresql.switchover_plan import Observed, SwitchoverPlan
 from .._postgresql.wal import read_shutdown_checkpoint
 from .promotion import CALL_SECONDS, POLL_SECONDS, PromotionSteps
@@ -177,10 +177,13 @@ class SwitchoverSteps(PromotionSteps):
         self.sessions.to(self.plan.candidate).run("CHECKPOINT", deadline=deadline)
         primary.run("CHECKPOINT", deadline=deadline)
         for name, console in self.consoles.items():
-            addresses = self._addresses(self.plan.old_primary)
-            state = console.state(Deadline.after(self.clock, CALL_SECONDS))
-            self._routes[name] = [database.name for database in state.routed_to(addresses)]
+            databases = self._following(name, Deadline.after(self.clock, CALL_SECONDS), self.plan.old_primary)
+            self._routes[name] = [database.name for database in databases]
             console.prepare_pause(self._routes[name])
+
+    def _following(self, pooler: str, deadline: Deadline, *members: str) -> list[PooledDatabase]:
+        databases = self.consoles[pooler].databases(deadline)
+        return following(databases, self._addresses(*members), self.context.pooled[pooler])
 
     def _addresses(self, *names: str) -> set[tuple[str, int]]:
         chosen = [self.request.members[name] for name in names or tuple(self.request.members)]
@@ -202,9 +205,9 @@ class SwitchoverSteps(PromotionSteps):
                 expected="a writable server for the clients",
                 remedy="start it; the next run, or the poolers' dead-men, resume the clients",
             )
-        for console in self.consoles.values():
+        for name, console in self.consoles.items():
             deadline = Deadline.after(self.clock, CALL_SECONDS)
-            held = [item.name for item in console.state(deadline).routed_to(self._addresses()) if item.paused]
+            held = [item.name for item in self._following(name, deadline) if item.paused]
             if held:
                 console.resume(held, deadline)
         if self.pause_began is not None:
@@ -377,8 +380,7 @@ class SwitchoverSteps(PromotionSteps):
     def _resume(self, name: str, console: PoolerConsole) -> None:
         target = self.request.members[self.plan.candidate]
         deadline = Deadline.after(self.clock, CALL_SECONDS)
-        ours = self._addresses()
-        databases = [item.name for item in console.databases(deadline) if (item.host, item.port) in ours]
+        databases = [item.name for item in self._following(name, deadline)]
 
         def problem() -> str:
             try:
