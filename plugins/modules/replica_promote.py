@@ -542,7 +542,7 @@ def main() -> None:
         module.fail_json(msg=missing.message)
     try:
         if module.params["mode"] == "failover":
-            outcome = Failover(module.params, clock=Clock()).run(check_mode=module.check_mode)
+            outcome = Failover(module.params, clock=Clock(), check_mode=module.check_mode).run()
         else:
             outcome = Switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:

@@ -59,6 +59,8 @@ class FailoverRequest:
     accept_split_brain_risk: bool = False
     accept_data_loss: bool = False
     abandon_operation: str = ""
+    only_planned: bool = False
+    """Nothing is done yet: a fence that is to come (``fence.by`` says how) counts as one."""
 
 
 @dataclass(frozen=True)
@@ -272,9 +274,9 @@ def _fence(request: FailoverRequest) -> Check:
     fence = request.fence
     return _verdict(
         "fence",
-        not fence.confirmed and not request.accept_split_brain_risk,
+        not (fence.confirmed or request.accept_split_brain_risk or (request.only_planned and fence.by)),
         fence.by
-        if fence.confirmed
+        if fence.confirmed or (request.only_planned and fence.by)
         else "accepted as a risk"
         if request.accept_split_brain_risk
         else f"{request.failed_primary} does not answer, and nobody has confirmed that it can accept no write",

@@ -89,6 +89,8 @@ def _last_operation(primary: NodeFacts | None) -> dict[str, Any] | None:
     row = primary.last_operation if primary else None
     if primary is None or row is None or row["system_identifier"] != primary.system_identifier:
         return None
+    if row["kind"] != planner.KIND:  # a failover is not taken back
+        return None
     return {
         "id": row["id"],
         "old_primary": row["detail"]["old_primary"],

@@ -30,7 +30,7 @@ from .promotion import CALL_SECONDS, PromotionSteps
 REPLAY_LOOK_SECONDS = 0.05
 
 
-def failover_request(options: dict[str, Any]) -> FailoverRequest:
+def failover_request(options: dict[str, Any], *, check_mode: bool) -> FailoverRequest:
     """From the argument dictionary of replica_promote. Raises DbopsError where a name is no member's."""
     known = members(options["nodes"])
     for role in ("failed_primary", "candidate"):
@@ -57,16 +57,18 @@ def failover_request(options: dict[str, Any]) -> FailoverRequest:
         accept_split_brain_risk=options["accept_split_brain_risk"],
         accept_data_loss=options["accept_data_loss"],
         abandon_operation=options.get("abandon_operation") or "",
+        only_planned=check_mode,
     )
 
 
 class Failover:
     """One run. ``options`` is the module's argument dictionary (plugins/modules/replica_promote.py documents it)."""
 
-    def __init__(self, options: dict[str, Any], *, clock: Clock) -> None:
+    def __init__(self, options: dict[str, Any], *, clock: Clock, check_mode: bool) -> None:
         self.options = options
         self.clock = clock
-        self.request = failover_request(options)
+        self.check_mode = check_mode
+        self.request = failover_request(options, check_mode=check_mode)
         self.sessions = ClusterSessions(
             options["nodes"], clock=clock, application_name="dbops replica_promote", timeout=CALL_SECONDS
         )
@@ -77,23 +79,23 @@ class Failover:
         self.statements: list[str] = []
         self.warnings: list[str] = []
 
-    def run(self, *, check_mode: bool) -> Outcome:
+    def run(self) -> Outcome:
         """Raises DbopsError; its details are keys of the result."""
         lock = LockFile(self.directory / "lock")
         try:
-            if not check_mode:
+            if not self.check_mode:
                 make_state_directory(self.directory)
                 lock.acquire(f"failover from {self.request.failed_primary}")
-            return self._run(check_mode=check_mode)
+            return self._run()
         finally:
             self.sessions.close()
             lock.release()
 
-    def _run(self, *, check_mode: bool) -> Outcome:
+    def _run(self) -> Outcome:
         nodes = self.sessions.facts()
         self.outcome.before = topology(Observed(nodes, LocalFacts()))
         done = self._done(nodes)
-        if not check_mode and not done:
+        if not self.check_mode and not done:
             # What was seen before the lease may be over by now.
             self.sessions.take_lease(self.request.cluster, nodes, first=self.request.candidate)
             nodes = self.sessions.facts()
@@ -109,7 +111,7 @@ class Failover:
         plan = self._recall(nodes) if promoted else None
         plan = plan or self._plan(nodes)
         self._show(plan)
-        if check_mode:
+        if self.check_mode:
             self.outcome.changed = True
             self.outcome.state = "would recover" if promoted else "would fail over"
             self.outcome.message = f"would fail over from {plan.failed_primary} to {plan.candidate}"

@@ -583,4 +583,7 @@ class Member:
             "unchanged": f"{self.name} streams from {self.options['primary']}",
             "would follow": f"{self.name} would be made to follow {self.options['primary']}",
         }.get(state, f"{self.name} follows {self.options['primary']} again, by {how}")
+        receipt = more.get("receipt") or {}
+        if receipt:
+            text += f"; {receipt['transactions']} transactions were thrown away, all in {receipt['path']}"
         return {"changed": changed, "state": state, "how": how, "msg": text, "warnings": self.warnings, **more}
