@@ -7,12 +7,13 @@
 # namespaces of its own, with an empty home and a fresh clone of what is committed here. It shares the host's network,
 # and how apt, pip and npm get there; local package indexes of the host it does not see. --test runs `make test` there
 # too, as root. Needs root and mmdebstrap. All it makes lies in one temporary directory and is removed at the end.
+# shellcheck disable=SC2016 # what is quoted so is for the shell on the machine
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 die() { echo "fresh_debian: $*" >&2; exit 1; }
 
-tests= releases=()
+tests='' releases=()
 for argument; do
     case $argument in
         --test) tests=1 ;;
@@ -52,9 +53,10 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.
 # tree RELEASE: the minimal Debian as a tar, from the host's own sources with the release's name put in.
 tree() {
     local host
+    # shellcheck disable=SC1091 # the machine's own
     host=$(. /etc/os-release && echo "$VERSION_CODENAME")
     apt-config dump Acquire >"$top/apt.conf"
-    find /etc/apt -name '*.list' -o -name '*.sources' | xargs cat | sed "s/\b$host\b/$1/g" |
+    find /etc/apt \( -name '*.list' -o -name '*.sources' \) -exec cat {} + | sed "s/\b$host\b/$1/g" |
         mmdebstrap --quiet --variant=minbase --include=python3,git,make --aptopt="$top/apt.conf" "$1" "$top/$1.tar" -
 }
 
@@ -74,7 +76,6 @@ machine() {
 inside() {
     local home=/home/$1
     [ "$1" != root ] || home=/root
-    # shellcheck disable=SC2016 # for the inner shell
     HOME=$home unshare --mount --pid --fork --kill-child bash -euc '
         mount --rbind /dev "$1/dev"
         mount -t sysfs -o ro sysfs "$1/sys"
@@ -99,12 +100,13 @@ long=${long:0:150}
 results=() failed=
 # try RELEASE NAME COMMAND...: run it, keep the result.
 try() {
-    local result=passed began=$SECONDS
+    local code result=passed began=$SECONDS
     echo "===== $1: $2"
     set +e  # in the condition of an "if" or "||" it would not count inside either
     (set -e; "${@:3}")
-    [ $? = 0 ] || result=FAILED failed=1
+    code=$?
     set -e
+    [ $code = 0 ] || result=FAILED failed=1
     results+=("$(printf '%-6s  %4d s  %s: %s' "$result" $((SECONDS - began)) "$1" "$2")")
 }
 as_user() { # RELEASE PLACE
