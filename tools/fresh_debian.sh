@@ -67,6 +67,8 @@ machine() {
     tar --extract --file "$top/$1.tar" --directory "$top/machine"
     cp -r "$top/checkout.bundle" "$top/host" "$top/machine/"
     cp -L /etc/resolv.conf /etc/hosts "$top/machine/etc/"
+    # Also as a file: ansible-test passes no variables on to pip.
+    (echo '[global]'; env | sed -n 's/^PIP_\([^=]*\)=/\L\1\E = /p' | tr _ -) >"$top/machine/etc/pip.conf"
     chroot "$top/machine" useradd --create-home --skel /nonexistent dba
     rm -rf "$top/machine/root" && mkdir "$top/machine/root"
     chroot "$top/machine" install -d -o dba -g dba /srv/dba
@@ -84,7 +86,9 @@ inside() {
 }
 
 clone='git clone -q -c advice.detachedHead=false /checkout.bundle "$place"; cd "$place"'
-demo='make demo; make demo; make demo-down
+demo='make demo
+.venv/bin/ansible --version | sed -n "1p; s/^ *python version = /Python /p"
+make demo; make demo-down
 for each in /proc/[0-9]*; do
     [ "$each" = /proc/$$ ] || { echo "left running: $(tr "\0" " " <"$each/cmdline")"; exit 1; }
 done'
@@ -93,7 +97,8 @@ echo "$said"
 said=$(grep -v "^make: \*\*\*" <<<"$said")
 [ "$(wc -l <<<"$said")" = 1 ]
 [[ $said = *"As root: apt-get install python3-venv" ]]'
-venv='apt-get -qq update; apt-get -qq install --no-install-recommends python3-venv >/dev/null'
+install='export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update; apt-get -qq install --no-install-recommends >/dev/null'
 long=/srv/dba/$(printf 'a-long-path-%.0s' {1..12})
 long=${long:0:150}
 
@@ -109,9 +114,9 @@ try() {
     [ $code = 0 ] || result=FAILED failed=1
     results+=("$(printf '%-6s  %4d s  %s: %s' "$result" $((SECONDS - began)) "$1" "$2")")
 }
-as_user() { # RELEASE PLACE
+as_user() { # RELEASE PLACE PACKAGE...
     machine "$1"
-    inside root "export DEBIAN_FRONTEND=noninteractive; $venv"
+    inside root "$install ${*:3}"
     inside dba "place=$2; $clone; $demo"
 }
 no_venv() { machine "$1"; inside dba "place=/srv/dba/dbops; $clone; $refused"; }
@@ -122,8 +127,8 @@ for release in "${releases[@]}"; do
     tree "$release"
     try "$release" "user without python3-venv is told to install it" no_venv "$release"
     try "$release" "demo, demo, demo-down as root" as_root "$release"
-    try "$release" "demo, demo, demo-down as user" as_user "$release" /srv/dba/dbops
-    try "$release" "demo, demo, demo-down as user, in a path of ${#long} characters" as_user "$release" "$long"
+    try "$release" "demo, demo, demo-down as user" as_user "$release" /srv/dba/dbops python3-venv
+    try "$release" "demo, demo, demo-down as user, with PgBouncer, in a path of ${#long} characters" as_user "$release" "$long" python3-venv pgbouncer
     [ -z "$tests" ] || try "$release" "make test as root" suite "$release"
 done
 echo "====="
