@@ -140,6 +140,13 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
     Run("promote_replica", hosts, dbops_cluster=scene.cluster.name).failed("promote_replica_candidate")
 
     accounts = data["all"]["vars"]["dbops_clusters"][scene.cluster.name]
+    member = accounts["members"][1]
+    member["datadir"] = member.pop("data_dir")
+    Run("promote_replica", dumped(tmp_path / "lacks.yml", data), **words).failed(
+        f"found: {member['name']} has no data_dir", "what to do: correct dbops_clusters"
+    )
+    member["data_dir"] = member.pop("datadir")
+
     accounts["login_password"] = "not-the-password"
     del accounts["passfile"]
     run = Run("promote_replica", dumped(tmp_path / "wrong.yml", data), **words).failed(
