@@ -105,7 +105,9 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     assert "pg_promote(false)" in checked.text
     assert re.search(r"(?m)^\+ +role: standby", checked.output), checked.output
 
-    Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
+    switched = Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
+    for said in (f"switched over from {scene.primary.name} to", "shutdown_checkpoint_end:", "holds: true", "pause_ms:"):
+        assert said in switched.text
     assert scene.cluster.primary() is scene.candidate
     done = snapshot(scene.cluster)
     Run("promote_replica", hosts, **words).succeeded(changed=False)
