@@ -8,7 +8,7 @@ unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; wi
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast lint faults docs clean
+.PHONY: help demo demo-down test test-fast lint faults fresh-debian docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -46,6 +46,9 @@ faults: ## the whole fault matrix, on PostgreSQL 18, 15 and 13; more than an hou
 		'faults on 18' 'DBOPS_VERSION=18 .venv/bin/python -m pytest -q -s tests/faults' \
 		'faults on 15' 'DBOPS_VERSION=15 .venv/bin/python -m pytest -q tests/faults -m "not long"' \
 		'faults on 13' 'DBOPS_VERSION=13 .venv/bin/python -m pytest -q tests/faults -m "not long"'
+
+fresh-debian: ## the demo on minimal Debian 12 and 13, as root and not; as root, with mmdebstrap
+	@tools/fresh_debian.sh
 
 docs: ## the modules' pages as HTML, in .lab/docs/html
 	@tools/bootstrap.sh docs

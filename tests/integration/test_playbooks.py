@@ -108,7 +108,9 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     assert "pg_promote(false)" in checked.text
     assert re.search(r"(?m)^\+ +role: standby", checked.output), checked.output
 
-    Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
+    switched = Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
+    for said in (f"switched over from {scene.primary.name} to", "shutdown_checkpoint_end:", "holds: true", "pause_ms:"):
+        assert said in switched.text
     assert scene.cluster.primary() is scene.candidate
     done = snapshot(scene.cluster)
     Run("promote_replica", hosts, **words).succeeded(changed=False)
@@ -196,6 +198,13 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
     Run("promote_replica", hosts, dbops_cluster=scene.cluster.name).failed("promote_replica_candidate")
 
     accounts = data["all"]["vars"]["dbops_clusters"][scene.cluster.name]
+    member = accounts["members"][1]
+    member["datadir"] = member.pop("data_dir")
+    Run("promote_replica", dumped(tmp_path / "lacks.yml", data), **words).failed(
+        f"found: {member['name']} has no data_dir", "what to do: correct dbops_clusters"
+    )
+    member["data_dir"] = member.pop("datadir")
+
     accounts["login_password"] = "not-the-password"
     del accounts["passfile"]
     run = Run("promote_replica", dumped(tmp_path / "wrong.yml", data), **words).failed(

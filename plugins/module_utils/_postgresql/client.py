@@ -10,6 +10,7 @@ when the session's deadline has passed, also while connecting. Names are looked 
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 from collections.abc import Iterator, Sequence
@@ -213,6 +214,18 @@ class Session:
         )
 
 
+def ignored_passfile(path: str) -> str:
+    """Why libpq takes no password from the file: what it says on standard error, if at all. Empty if it does."""
+    if not path:
+        return ""
+    try:
+        with open(path, "rb") as handle:
+            shared = os.fstat(handle.fileno()).st_mode & 0o077
+    except OSError as error:
+        return f"; passfile {path}: {error.strerror}"
+    return f"; passfile {path} is ignored, because others than its owner have access to it: chmod 600" if shared else ""
+
+
 def connect(
     endpoint: Endpoint,
     *,
@@ -234,7 +247,8 @@ def connect(
             connection.autocommit = True
     except (CallTimeout, Unresolved, psycopg2.Error) as error:
         raise DbopsError(
-            found=f"cannot log in to {endpoint.label} as {endpoint.user or 'the OS user'}: {plain_error(error)}",
+            found=f"cannot log in to {endpoint.label} as {endpoint.user or 'the OS user'}: {plain_error(error)}"
+            + ignored_passfile(endpoint.passfile),
             expected="a server that answers there and accepts this user",
             remedy="check login_host, login_port, the user's password or passfile, and pg_hba.conf for this client",
         ) from error

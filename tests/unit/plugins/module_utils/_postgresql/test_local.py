@@ -61,7 +61,10 @@ def soon(seconds: float = 20.0) -> Deadline:
 @contextmanager
 def postmaster(data: Path, script: str = "import time; time.sleep(60)") -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like the server of ``data``: it works there, and postmaster.pid names it."""
-    with subprocess.Popen([sys.executable, "-c", script], cwd=data) as process:
+    # As a postmaster does, it heeds SIGQUIT, which whatever a shell runs with "&" ignores.
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=data, preexec_fn=lambda: signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    ) as process:
         (data / "postmaster.pid").write_text(f"{process.pid}\n{data}\n")
         yield process
         process.kill()
