@@ -229,6 +229,14 @@ deadman:
     target: pg2
     log: /var/lib/dbops/pgbouncer_guard/accounts-pooler1.log
     until: 1767225600.0
+resumed:
+  description:
+    - Databases that a run which died had left paused, and that were resumed at once because their primary is writable.
+    - What they wait for would otherwise come while the next operation is under way.
+  type: list
+  elements: str
+  returned: state=armed
+  sample: []
 replaced_operation:
   description: The operation of a dead-man that was replaced, else null.
   type: str

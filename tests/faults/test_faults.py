@@ -418,7 +418,7 @@ def test_nobody_runs_again_and_the_dead_man_resumes(stage: Scene, failpoint: str
 
     assert state() == (stage.cluster.node(old).port, 1)
     if failpoint == "promote:after":
-        wait_for(lambda: state() == (stage.cluster.node(candidate).port, 0), seconds=10, what="the dead-man resumes")
+        wait_for(lambda: state() == (stage.cluster.node(candidate).port, 0), seconds=20, what="the dead-man resumes")
     else:
         time.sleep(10)
         assert state()[1] == 1, "resumed although nobody is writable"

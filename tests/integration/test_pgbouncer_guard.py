@@ -331,11 +331,28 @@ def test_a_run_that_lives_is_left_alone(cluster: Cluster, pooler: Pooler, guard:
         assert guard.wait_for_event("waiting")["reason"] == "a run holds the lease on pg2"
         time.sleep(2)
         assert in_memory(pooler)[1]
-        began = time.monotonic()
-    event = guard.wait_for_event("resumed")
-    assert event["target"] == "pg1"
-    assert time.monotonic() - began < 2
+        assert guard.run("armed", hard_limit_ms=60000)["resumed"] == []  # nor does the next run take it over
+    assert guard.wait_for_event("resumed")["target"] == "pg1"
     assert in_memory(pooler) == (cluster.node("pg1").port, False)
+
+
+def test_arming_again_resumes_what_a_dead_run_holds(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    """Left to the dead-man it would come while the next run is at work, and take back what is staged for that run."""
+    guard.arguments["pause_limit_ms"] = 30000
+    pid = guard.run("armed")["deadman"]["pid"]
+    with Client(pooler) as client:
+        pooler.console("PAUSE accounts")
+        assert guard.run("armed", check=True)["resumed"] == ["accounts"]
+        assert in_memory(pooler)[1]
+        again = guard.run("armed")
+        held = client.acknowledged
+        wait_for(lambda: client.acknowledged > held + 20 or client.errors, seconds=10, what="commits after the resume")
+    assert client.errors == []
+    assert (again["resumed"], again["changed"]) == (["accounts"], True)
+    assert in_memory(pooler) == (cluster.node("pg1").port, False)
+    assert in_file(pooler) == cluster.node("pg2").port
+    assert again["deadman"]["pid"] != pid
+    assert not alive(pid)
 
 
 def test_the_lease_of_another_cluster_counts_for_nothing(pooler: Pooler, cluster: Cluster, guard: Guarded) -> None:

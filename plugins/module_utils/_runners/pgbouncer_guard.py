@@ -139,13 +139,18 @@ def arm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     databases = _guarded_databases(guard, clock)
     texts, changes = _planned(guard, guard.target)
     before = _running(guard)
+    # Armed and paused: held by a run that has died, unless it shows its lease.
+    held = [database.name for database in databases if database.paused] if before is not None else []
+    target = deadman_decision(ask(guard, clock), 0, 1).target if held else ""
     keep = before is not None and before["fingerprint"] == guard.fingerprint and _half_left(before, clock)
+    keep = keep and not target
     result: dict[str, Any] = {
         "changed": bool(texts) or not keep,
         "listeners": count,
         "processes": [{"pid": process.pid, "config_file": process.config_file} for process in processes],
-        "databases": databases,
+        "databases": [database.name for database in databases],
         "changes": changes,
+        "resumed": held if target else [],
         "replaced_operation": before["operation"] if before and not keep else None,
     }
     if check_mode:
@@ -155,8 +160,28 @@ def arm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
         if before is not None:
             _end(before, clock)
         _start(guard, clock)
+    if target:
+        # Now, for the dead-man would do it in the midst of this operation and take back what is staged for it.
+        console = PoolerConsole(guard.pooler, clock)
+        try:
+            _release(guard, console, databases, target, clock)
+        finally:
+            console.close()
+        texts = _planned(guard, guard.target)[0]
     _write_all(texts)
     return {**result, "deadman": _shown(_running(guard))}
+
+
+def _release(
+    guard: Guard, console: PoolerConsole, databases: Sequence[PooledDatabase], target: str, clock: Clock
+) -> None:
+    """Point the pooler at ``target``, in its file and in its memory, and resume what is paused."""
+    deadline = Deadline.after(clock, _CONSOLE_SECONDS)
+    if target:
+        _write_all(_planned(guard, target)[0])
+        console.reload(deadline)
+        console.repoint_check([database.name for database in databases], *guard.addresses[target], deadline)
+    console.resume([database.name for database in databases if database.paused], deadline)
 
 
 def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
@@ -335,8 +360,8 @@ def _listing(processes: Sequence[Process]) -> str:
     return ", ".join(f"{process.pid} {process.config_file or '?'}" for process in processes) or "none"
 
 
-def _guarded_databases(guard: Guard, clock: Clock) -> list[str]:
-    """Names of this cluster's databases, after the console has shown that it can be used for what comes."""
+def _guarded_databases(guard: Guard, clock: Clock) -> list[PooledDatabase]:
+    """The databases that follow the primary, after the console has shown that it can be used for what comes."""
     deadline = Deadline.after(clock, _CONSOLE_SECONDS)
     console = PoolerConsole(guard.pooler, clock)
     try:
@@ -373,7 +398,7 @@ def _guarded_databases(guard: Guard, clock: Clock) -> list[str]:
             expected=f"each of the pooler's databases leads to a member of cluster {guard.cluster}",
             remedy="correct databases of this pooler, or its configuration file",
         )
-    return [database.name for database in guard.following(state.databases)]
+    return guard.following(state.databases)
 
 
 def _read(path: str, root: str = "") -> list[ConfigFile]:
@@ -670,13 +695,7 @@ class Deadman:
             self._once("waiting", reason=verdict.reason, databases=list(held))
         if not (verdict.resume and certain):
             return
-        deadline = Deadline.after(self.clock, _CONSOLE_SECONDS)
-        if verdict.target:
-            _write_all(_planned(self.guard, verdict.target)[0])
-            self.console.reload(deadline)
-            names = [database.name for database in databases]
-            self.console.repoint_check(names, *self.guard.addresses[verdict.target], deadline)
-        self.console.resume(held, deadline)
+        _release(self.guard, self.console, databases, verdict.target, self.clock)
         self._log(
             "resumed",
             target=verdict.target,
