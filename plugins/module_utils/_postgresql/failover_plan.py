@@ -127,7 +127,9 @@ def unfit(facts: NodeFacts, newest_timeline: int) -> list[str]:
     targets = [name for name in targets if not name.endswith(("_timeline", "_action", "_inclusive"))]
     if targets or facts.settings.get("recovery_target_timeline", "latest") != "latest":
         reasons.append(f"it has a recovery target ({', '.join(targets) or 'recovery_target_timeline'})")
-    if facts.timeline < newest_timeline:
+    if not facts.timeline:
+        reasons.append("no replication connection to it could be opened, so its timeline is not known")
+    elif facts.timeline < newest_timeline:
         reasons.append(f"it is on timeline {facts.timeline}, another standby on {newest_timeline}")
     return reasons
 

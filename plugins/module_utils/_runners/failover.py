@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from .._core.journal import Journal, LockFile, make_state_directory, params_hash
 from .._core.operation import Check, Outcome, Runner, refuse_unless_good
 from .._postgresql import failover_plan as planner
 from .._postgresql.catalog import NodeFacts, read_receiver
+from .._postgresql.client import connect
 from .._postgresql.failover_plan import FailoverPlan, FailoverRequest, Fence, Witness
 from .._postgresql.lsn import format_lsn
 from .._postgresql.switchover_plan import RETRY_INTERVAL, Follower, LocalFacts, Observed, marker_slot, topology
-from .members import ClusterSessions, members
+from .members import ClusterSessions, members, replication_endpoint
 from .promotion import CALL_SECONDS, PromotionSteps
 
 REPLAY_LOOK_SECONDS = 0.05
@@ -92,13 +94,13 @@ class Failover:
             lock.release()
 
     def _run(self) -> Outcome:
-        nodes = self.sessions.facts()
+        nodes = self._facts()
         self.outcome.before = topology(Observed(nodes, LocalFacts()))
         done = self._done(nodes)
         if not self.check_mode and not done:
             # What was seen before the lease may be over by now.
             self.sessions.take_lease(self.request.cluster, nodes, first=self.request.candidate)
-            nodes = self.sessions.facts()
+            nodes = self._facts()
             done = self._done(nodes)
         if done:
             self.outcome.state = "unchanged"
@@ -120,14 +122,30 @@ class Failover:
 
     # -------------------------------------------------------------------------------------------------------- looking
 
+    def _facts(self) -> dict[str, NodeFacts]:
+        """With the timeline that each standby replays. Without a walreceiver SQL knows that of the last restartpoint only;
+        a replication connection, which its followers will need too, knows it (0: there was none)."""
+        nodes = self.sessions.facts()
+        for name, facts in planner.standbys(self.request, nodes).items():
+            login = replication_endpoint(self.request.members[name], self.options)
+            try:
+                with connect(login, clock=self.clock, timeout=CALL_SECONDS, replication=True) as session:
+                    timeline = int(session.rows("IDENTIFY_SYSTEM")[0]["timeline"])
+            except DbopsError as error:
+                self.warnings.append(error.found)
+                timeline = 0
+            nodes[name] = replace(facts, timeline=timeline)
+        return nodes
+
     def _done(self, nodes: dict[str, NodeFacts]) -> str:
         """The primary, where a failover has ended and nothing is left of it; empty otherwise."""
         writable = [name for name, facts in nodes.items() if facts.writable]
         if len(writable) != 1 or writable[0] == self.request.failed_primary or self._promoted(nodes):
             return ""
-        wanted = self.request.candidate in ("", writable[0])
         last = nodes[writable[0]].last_operation
-        return writable[0] if wanted and last is not None and last["kind"] == planner.KIND else ""
+        if last is None or last["kind"] != planner.KIND or self.request.candidate not in ("", writable[0]):
+            return ""
+        return writable[0] if last["detail"]["failed_primary"] == self.request.failed_primary else ""
 
     def _promoted(self, nodes: dict[str, NodeFacts]) -> str:
         """Who was promoted by a run that did not end; empty if nobody was."""
