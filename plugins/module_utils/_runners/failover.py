@@ -123,8 +123,8 @@ class Failover:
     # -------------------------------------------------------------------------------------------------------- looking
 
     def _facts(self) -> dict[str, NodeFacts]:
-        """With the timeline that each standby replays. Without a walreceiver SQL knows that of the last restartpoint only;
-        a replication connection, which its followers will need too, knows it (0: there was none)."""
+        """With the timeline that each standby replays. Without a walreceiver SQL knows that of the last restartpoint
+        only; a replication connection, which its followers will need too, knows it (0: there was none)."""
         nodes = self.sessions.facts()
         for name, facts in planner.standbys(self.request, nodes).items():
             login = replication_endpoint(self.request.members[name], self.options)
