@@ -449,8 +449,12 @@ def test_cancelled_in_the_pause_rolls_back(stage: Scene, step: str) -> None:
     """SIGTERM, as a cancelled job or a closed terminal sends it: acted on between two steps, never within one."""
     began = time.time()
     act = Act(stage)
-    with act.held_at(step):
-        act.run.process.terminate()
+    with ExitStack() as until_told:
+        if step == "prove":  # it takes a millisecond unless the candidate replays nothing
+            with act.held_at("stop"):
+                until_told.enter_context(faults.frozen(act.new_node.process("startup")))
+        with act.held_at(step):
+            act.run.process.terminate()
     result = act.run.result()
     assert_rolled_back(act, result, says="told to stop")
     assert not pooled_errors(stage, began)
