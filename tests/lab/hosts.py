@@ -8,7 +8,7 @@ are on one bridge and reach each other and this machine, nothing else. They run 
 
     python -m tests.lab.hosts up LAB --inventory FILE HOST=IMAGE ...
     python -m tests.lab.hosts kill LAB HOST       (likewise boot, stop, freeze, thaw, cut, join, slow, ...)
-    python -m tests.lab.hosts down LAB
+    python -m tests.lab.hosts down [LAB]          (all labs of this checkout)
 
 Each host has a cgroup of its own. Through it a host is killed or frozen whole: SIGKILL of systemd-nspawn alone leaves
 its processes running.
@@ -547,7 +547,8 @@ def main() -> int:
         elif arguments.verb == "up":
             _up(arguments.lab, arguments.words, arguments.inventory)
         elif arguments.verb == "down":
-            Lab.load(arguments.lab).down()
+            for name in [arguments.lab] if arguments.lab else [path.name for path in HOME.glob("*")]:
+                Lab.load(name).down()
         else:
             lab = Lab.load(arguments.lab)
             _VERBS[arguments.verb](lab, *(int(word) if word.isdigit() else word for word in arguments.words))
