@@ -8,7 +8,7 @@ unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; wi
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast lint faults molecule docs clean
+.PHONY: help demo demo-down test test-fast lint faults molecule fresh-debian docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -51,6 +51,9 @@ molecule: ## scenarios on hosts with systemd, over SSH, as root: all of them, or
 	@tools/bootstrap.sh molecule
 	@$(if $(SCENARIO),,.venv/bin/python -m pytest -q tests/hosts)
 	@.venv/bin/python -m tests.lab.scenarios $(SCENARIO)
+
+fresh-debian: ## the demo on minimal Debian 12 and 13, as root and not; as root, with mmdebstrap
+	@tools/fresh_debian.sh
 
 docs: ## the modules' pages as HTML, in .lab/docs/html
 	@tools/bootstrap.sh docs

@@ -14,10 +14,12 @@ author:
 description:
   - Runs on the host of one PgBouncer process, before and after an operation that pauses it from elsewhere.
   - O(state=armed) points the pooler's configuration file at the coming primary without a RELOAD, and starts a dead-man
-    process beside the pooler. When databases of this cluster stay paused for longer than O(pause_limit_ms), the run
-    that paused them has died. The dead-man then asks all members, points the pooler at the one that is writable on the
-    highest timeline, and resumes. While there is no such member it goes on asking until O(hard_limit_ms), and then
-    resumes where the pooler points.
+    process beside the pooler. When databases of this cluster stay paused for longer than O(pause_limit_ms), the
+    dead-man asks all members. While one that answers shows the lease of a run (an advisory lock that
+    M(stateful.dbops.replica_promote) holds as long as its process lives) it leaves the pooler to that run. Otherwise
+    the run has died, and the dead-man points the pooler at the member that is writable on the highest timeline, and
+    resumes. While there is no such member it goes on asking. At O(hard_limit_ms) it resumes in any case, without such
+    a member where the pooler points.
   - O(state=disarmed) ends the dead-man and leaves the pooler pointed at O(target), in its file and in its memory, and
     not paused. After a run that died it is what brings the pooler home.
   - It refuses a host on which another PgBouncer process leads to the same cluster unlisted, because a process that is
@@ -88,6 +90,14 @@ options:
         description: Further connection parameters of libpq.
         type: dict
         default: {}
+      databases:
+        description:
+          - Names of its databases that follow the primary. The others are left alone, for example those that lead to a
+            standby for reading.
+          - Without names all databases that lead to a member follow the primary.
+        type: list
+        elements: str
+        default: []
       config_file:
         description: The configuration file that this process was started with, with the files it includes.
         type: path
@@ -99,9 +109,12 @@ options:
     type: str
     required: true
   pause_limit_ms:
-    description: Milliseconds after which a pause counts as abandoned. More than the longest pause of the operation.
+    description:
+      - Milliseconds of pause after which the dead-man asks the members, four times a second, whether the run lives.
+      - It need not be more than the longest pause of the operation. A switchover that goes well has ended its pause by
+        then, so that nobody asks its servers while it is busy with them.
     type: int
-    default: 8000
+    default: 3000
   hard_limit_ms:
     description:
       - Milliseconds of pause after which clients are let go even though no single writable member has been found.
@@ -193,7 +206,7 @@ processes:
   returned: state=armed
   sample: [{pid: 812, config_file: /etc/pgbouncer/pgbouncer.ini}]
 databases:
-  description: The pooler's databases that lead to this cluster.
+  description: The pooler's databases that follow the primary of this cluster.
   type: list
   elements: str
   returned: success
@@ -216,6 +229,14 @@ deadman:
     target: pg2
     log: /var/lib/dbops/pgbouncer_guard/accounts-pooler1.log
     until: 1767225600.0
+resumed:
+  description:
+    - Databases that a run which died had left paused, and that were resumed at once because their primary is writable.
+    - What they wait for would otherwise come while the next operation is under way.
+  type: list
+  elements: str
+  returned: state=armed
+  sample: []
 replaced_operation:
   description: The operation of a dead-man that was replaced, else null.
   type: str
@@ -250,7 +271,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._core.arguments import endpoint_options, node_options
+from ..module_utils._core.arguments import node_options, pooler_options
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
@@ -270,7 +291,7 @@ def _diff(changes: list[dict[str, str]]) -> dict[str, str]:
 
 
 def main() -> None:
-    pooler = {**endpoint_options(port=6432, dbname="pgbouncer"), "config_file": {"type": "path", "required": True}}
+    pooler = {**pooler_options(), "config_file": {"type": "path", "required": True}}
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["armed", "disarmed"]},
@@ -279,7 +300,7 @@ def main() -> None:
             "pooler": {"type": "dict", "required": True, "options": pooler},
             "nodes": {"type": "list", "elements": "dict", "required": True, "options": node_options()},
             "target": {"type": "str", "required": True},
-            "pause_limit_ms": {"type": "int", "default": 8000},
+            "pause_limit_ms": {"type": "int", "default": 3000},
             "hard_limit_ms": {"type": "int", "default": 60000},
             "lifetime_s": {"type": "int", "default": 900},
             "known_config_files": {"type": "list", "elements": "path", "default": []},
@@ -300,6 +321,7 @@ def main() -> None:
         lifetime_s=words["lifetime_s"],
         state_dir=words["state_dir"],
         known_config_files=tuple(words["known_config_files"]),
+        databases=tuple(words["pooler"]["databases"]),
     )
     run = arm if words["state"] == "armed" else disarm
     try:

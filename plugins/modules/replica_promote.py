@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: replica_promote
-short_description: Switch a PostgreSQL cluster over to a standby without losing a write
+short_description: Make a standby of a PostgreSQL cluster the primary, as planned work or because the primary is gone
 version_added: 0.1.0
 author:
   - stateful.dbops contributors (@stateful-dbops)
@@ -25,8 +25,10 @@ options:
   mode:
     description:
       - What to do. V(switchover) is planned work with a running primary.
+      - V(failover) promotes a standby because O(failed_primary) is gone. It refuses without a confirmed O(fence), and
+        says what may be lost. It speaks to the standbys only, so it can run on the host of any of them.
     type: str
-    choices: [switchover]
+    choices: [switchover, failover]
     default: switchover
   cluster:
     description:
@@ -36,8 +38,8 @@ options:
   candidate:
     description:
       - Name of the member that is to be the primary. Naming it makes the module idempotent.
+      - Required for a switchover. In a failover the default is the most advanced standby that can be promoted.
     type: str
-    required: true
   node:
     description:
       - Name of the member whose host the module runs on. That is the current primary, or the candidate when the old
@@ -46,9 +48,8 @@ options:
     required: true
   local:
     description:
-      - The server of O(node) on this host.
+      - The server of O(node) on this host. Required for a switchover.
     type: dict
-    required: true
     suboptions:
       data_dir:
         description: [Its data directory.]
@@ -132,6 +133,13 @@ options:
         description: [More libpq keywords.]
         type: dict
         default: {}
+      databases:
+        description:
+          - Names of its databases that follow the primary. They alone are paused and checked.
+          - Without names all databases that lead to a member follow the primary.
+        type: list
+        elements: str
+        default: []
       listeners:
         description: [How many processes listen on its port, as M(stateful.dbops.pgbouncer_guard) counted on its host.]
         type: int
@@ -170,6 +178,68 @@ options:
     type: str
     choices: [disable, allow, prefer, require, verify-ca, verify-full]
     default: prefer
+  failed_primary:
+    description:
+      - Name of the member that was the primary. Required for a failover.
+    type: str
+  fence:
+    description:
+      - What is known of the fence of O(failed_primary), as M(stateful.dbops.pg_member) returned it, or as the caller
+        confirmed it by other means.
+    type: dict
+    suboptions:
+      confirmed:
+        description: [It is sure that the failed primary can accept no write.]
+        type: bool
+        default: false
+      by:
+        description: [Who or what confirmed it. It is kept with the record of the failover.]
+        type: str
+      synchronous_standby_names:
+        description: [Its own list, where its configuration could be read.]
+        type: str
+  witnesses:
+    description:
+      - What other observers see.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: [Who looked.]
+        type: str
+        required: true
+      sees_primary:
+        description: [Whether it sees O(failed_primary) accept writes. Not given, it could not look.]
+        type: bool
+      detail:
+        description: [Why it could not look.]
+        type: str
+  accept_split_brain_risk:
+    description:
+      - Promote without a confirmed fence. Clients may still write to the failed primary, and those writes will be lost.
+    type: bool
+    default: false
+  accept_data_loss:
+    description:
+      - Promote although another standby has more, or although a commit that was acknowledged as synchronous may be on a
+        standby that does not answer.
+    type: bool
+    default: false
+  abandon_operation:
+    description:
+      - Id of an unfinished switchover that this failover may overtake.
+    type: str
+  salvage_timeout:
+    description:
+      - Seconds that the candidate has to fetch what the fenced primary serves.
+    type: int
+    default: 60
+  replay_timeout:
+    description:
+      - Seconds that the candidate has to replay what it has received.
+    type: int
+    default: 300
   only_recover:
     description:
       - Finish or undo an unfinished switchover, and begin no new one.
@@ -289,8 +359,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: C(switched over), C(unchanged), C(would switch over), C(refused), C(rolled back), C(rollback unfinished)
-    or C(unfinished). After C(unfinished) and C(rollback unfinished) a second run goes on.
+  description: C(switched over), C(failed over), C(unchanged), C(would switch over), C(would fail over), C(refused),
+    C(rolled back), C(rollback unfinished) or C(unfinished). After C(unfinished) and C(rollback unfinished) a second
+    run goes on.
   returned: always
   type: str
 operation:
@@ -322,6 +393,20 @@ proof:
     timeline begins. C(holds) is true if they are the same position.
   returned: when the promotion was proved
   type: dict
+loss:
+  description:
+    - What a failover may have lost. C(bytes) of WAL that the failed primary had and the new one has not (null where
+      nobody could ask it), C(fork) where the old timeline was left, the time of the last commit that is there
+      (C(last_commit)), and whether every synchronous commit is there (C(synchronous_promise_kept), null where the
+      primary was asynchronous).
+    - Transactions are listed by the receipt of M(stateful.dbops.pg_member) when the failed primary rejoins.
+  returned: after a failover
+  type: dict
+behind:
+  description: Members that do not follow the new primary yet. M(stateful.dbops.pg_member) brings them back.
+  returned: after a failover
+  type: list
+  elements: str
 pause_ms:
   description: How long poolers were paused, in milliseconds.
   returned: when something was begun
@@ -354,26 +439,26 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._core.arguments import (
     SSL_MODES,
-    endpoint_options,
     node_options,
+    pooler_options,
     service_options,
 )
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
+from ..module_utils._runners.failover import Failover
 from ..module_utils._runners.switchover import Switchover
 
 
 def argument_spec() -> dict:
     return {
-        "mode": {"type": "str", "choices": ["switchover"], "default": "switchover"},
+        "mode": {"type": "str", "choices": ["switchover", "failover"], "default": "switchover"},
         "cluster": {"type": "str", "required": True},
-        "candidate": {"type": "str", "required": True},
+        "candidate": {"type": "str"},
         "node": {"type": "str", "required": True},
         "nodes": {"type": "list", "elements": "dict", "required": True, "options": node_options()},
         "local": {
             "type": "dict",
-            "required": True,
             "options": {
                 "data_dir": {"type": "path", "required": True},
                 "config_dir": {"type": "path"},
@@ -386,7 +471,7 @@ def argument_spec() -> dict:
             "elements": "dict",
             "default": [],
             "options": {
-                **endpoint_options(port=6432, dbname="pgbouncer"),
+                **pooler_options(),
                 "listeners": {"type": "int"},
                 "staged_for": {"type": "str"},
             },
@@ -404,6 +489,30 @@ def argument_spec() -> dict:
         "replication_user": {"type": "str", "required": True},
         "replication_passfile": {"type": "path", "no_log": False},
         "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
+        "failed_primary": {"type": "str"},
+        "fence": {
+            "type": "dict",
+            "options": {
+                "confirmed": {"type": "bool", "default": False},
+                "by": {"type": "str"},
+                "synchronous_standby_names": {"type": "str"},
+            },
+        },
+        "witnesses": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "name": {"type": "str", "required": True},
+                "sees_primary": {"type": "bool"},
+                "detail": {"type": "str"},
+            },
+        },
+        "accept_split_brain_risk": {"type": "bool", "default": False},
+        "accept_data_loss": {"type": "bool", "default": False},
+        "abandon_operation": {"type": "str"},
+        "salvage_timeout": {"type": "int", "default": 60},
+        "replay_timeout": {"type": "int", "default": 300},
         "only_recover": {"type": "bool", "default": False},
         "rolls_back": {"type": "str"},
         "synchronous_standby_names": {"type": "str"},
@@ -423,12 +532,19 @@ def argument_spec() -> dict:
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=argument_spec(),
+        required_if=[("mode", "switchover", ["candidate", "local"]), ("mode", "failover", ["failed_primary"])],
+        supports_check_mode=True,
+    )
     missing = missing_driver()
     if missing is not None:
         module.fail_json(msg=missing.message)
     try:
-        outcome = Switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
+        if module.params["mode"] == "failover":
+            outcome = Failover(module.params, clock=Clock(), check_mode=module.check_mode).run()
+        else:
+            outcome = Switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:
         for warning in error.details.pop("warnings", []):
             module.warn(warning)

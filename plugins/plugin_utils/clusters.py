@@ -50,6 +50,8 @@ def poolers(
             "login_host": pooler.get("login_host", pooler["address"]),
             "login_port": int(pooler.get("login_port", pooler.get("port", 6432))),
         }
+        if pooler.get("databases"):
+            words["databases"] = list(pooler["databases"])
         if guards is None:
             words["config_file"] = pooler["config_file"]
         else:
@@ -62,6 +64,35 @@ def probes(looks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """``probes`` of replica_promote, from the results of a loop of pg_cluster_info over the members. A member whose
     host was not reached has none, and then its checks are unknown."""
     return [{"member": look["item"]["name"], **look["probe"]} for look in looks if not look.get("unreachable")]
+
+
+def observers(
+    looks: Sequence[Mapping[str, Any]], cluster: Mapping[str, Any], failed_primary: str, candidate: str = ""
+) -> dict[str, Any]:
+    """From a loop of pg_cluster_info over hosts, before a failover: ``witnesses`` of replica_promote, and ``run_on``,
+    the member on whose host it runs (the candidate, else the first standby whose host was reached; empty: none was).
+
+    Every witness of the cluster has to have looked. A member's host that is gone, or a controller that sees nobody
+    (it may have no password), says nothing.
+    """
+    required = list(cluster.get("witnesses") or [])
+    witnesses, reached = [], []
+    for look in looks:
+        host, members = look["item"], look.get("members") or []
+        seen = {member["name"]: member["role"] for member in members}
+        if any(role != "unreachable" for role in seen.values()):
+            witnesses.append({"name": host, "sees_primary": seen.get(failed_primary) == "primary"})
+        elif host in required:
+            errors = "; ".join(sorted({member["error"] for member in members})) or look.get("msg", "")
+            witnesses.append({"name": host, "detail": " ".join(str(errors).split())})
+        if members:
+            reached.append(host)
+    fit = [
+        member["name"]
+        for member in cluster["members"]
+        if member["host"] in reached and member["name"] != failed_primary
+    ]
+    return {"witnesses": witnesses, "run_on": candidate if candidate in fit else next(iter(fit), "")}
 
 
 def _login(general: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from tests.lab.operation import ModuleRun, journals, run_module, start_module, s
 from tests.lab.server import Node
 from tests.lab.writer import Writers
 
-GUARD_PAUSE_LIMIT_MS = 15000  # as the role, for the short pauses of these tests
-
 
 @dataclass
 class Scene:
@@ -71,7 +69,6 @@ class Scene:
                         "pooler": pooler,
                         "nodes": plain["nodes"],
                         "target": target,
-                        "pause_limit_ms": GUARD_PAUSE_LIMIT_MS,
                         "hard_limit_ms": 30000,
                         "lifetime_s": 300,
                         "known_config_files": [],

@@ -284,6 +284,27 @@ def test_pause_exceeded_because_the_old_primary_does_not_stop(stage: Scene) -> N
     act.converge()
 
 
+def test_a_rollback_that_takes_long_is_left_alone_by_the_dead_man(stage: Scene) -> None:
+    """The old primary takes long to start again. The dead-man's limit passes meanwhile, but the run lives: that the
+    server accepts writes again is no reason to take the pooler out of its hands."""
+    began = time.time()
+    local = stage.cluster.module_arguments(*reversed(stage.names()))["local"]
+    service = {**local["service"], "start": ["sh", "-c", 'sleep 6; exec "$@"; ', "start", *local["service"]["start"]]}
+    act = Act(stage, max_pause_ms=2000, local={**local, "service": service})
+    with act.held_at("pause_poolers"):
+        frozen = act.old_node.process("checkpointer")
+        faults.freeze(frozen)
+    result = act.run.result()
+    faults.thaw(frozen)
+    assert_rolled_back(act, result, says="in production")
+    assert result["pause_ms"] > 8000, result["pause_ms"]
+    assert not pooled_errors(stage, began)
+    [guard] = stage.guard("disarmed", act.old)
+    assert not guard["fired"], guard["events"]
+    assert "a run holds the lease on" in json.dumps(guard["events"])
+    act.converge()
+
+
 # -------------------------------------------------------------------------------------------------------------- clients
 
 
@@ -397,7 +418,7 @@ def test_nobody_runs_again_and_the_dead_man_resumes(stage: Scene, failpoint: str
 
     assert state() == (stage.cluster.node(old).port, 1)
     if failpoint == "promote:after":
-        wait_for(lambda: state() == (stage.cluster.node(candidate).port, 0), seconds=40, what="the dead-man resumes")
+        wait_for(lambda: state() == (stage.cluster.node(candidate).port, 0), seconds=20, what="the dead-man resumes")
     else:
         time.sleep(10)
         assert state()[1] == 1, "resumed although nobody is writable"

@@ -9,7 +9,7 @@ import copy
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -308,6 +308,25 @@ def pooler_file(scene: Scene, *, restart: bool = False, **changes: str) -> Itera
     finally:
         _load(scene, before, restart=restart)
         assert pooler.config_file.read_text() == before
+
+
+@contextmanager
+def pooled_database(scene: Scene, line: str) -> Iterator[None]:
+    """pgbouncer.ini with one more database, loaded. Only that line goes again: a switchover may have changed others."""
+    pooler = scene.pooler
+    _load(scene, pooler.config_file.read_text().replace("[databases]\n", f"[databases]\n{line}\n"), restart=False)
+    try:
+        yield
+    finally:
+        assert f"\n{line}\n" in pooler.config_file.read_text()
+        _load(scene, pooler.config_file.read_text().replace(f"{line}\n", ""), restart=False)
+
+
+def read_only_database(scene: Scene) -> AbstractContextManager[None]:
+    """A second pool that leads to the sibling, for reading."""
+    return pooled_database(
+        scene, f"accounts_ro = host={scene.sibling.host} port={scene.sibling.port} dbname={users.DATABASE}"
+    )
 
 
 def _load(scene: Scene, text: str, *, restart: bool) -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,17 @@ import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock, Deadline
 from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.client import Endpoint
-from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbouncer import PoolerConsole, read_config
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.lease import TAKE, lease_key
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbouncer import (
+    PoolerConsole,
+    read_config,
+    routed_to,
+)
 
 from tests.lab import binaries, users
 from tests.lab.cluster import Cluster
 from tests.lab.pooler import Pooler
-from tests.lab.server import alive, free_port, wait_for
+from tests.lab.server import Node, alive, free_port, wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COLLECTIONS = CHECKOUT / ".venv" / "collections"
@@ -310,6 +315,79 @@ def test_without_a_writable_member_it_resumes_at_the_hard_limit(
     assert in_memory(pooler) == (pg1.port, False)
 
 
+@contextmanager
+def lease(node: Node, cluster: Cluster) -> Iterator[None]:
+    """What a run does on each member. The dead-man's login may not do more than log in."""
+    with closing(node.connect(dbname=users.DATABASE)) as session:
+        session.cursor().execute(TAKE, lease_key(cluster.name))
+        yield
+
+
+def test_a_run_that_lives_is_left_alone(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    """Held on one member is enough: the run has stopped the other one, or lost its session there."""
+    guard.run("armed", hard_limit_ms=60000)
+    with lease(cluster.node("pg2"), cluster):
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("waiting")["reason"] == "a run holds the lease on pg2"
+        time.sleep(2)
+        assert in_memory(pooler)[1]
+        assert guard.run("armed", hard_limit_ms=60000)["resumed"] == []  # nor does the next run take it over
+    assert guard.wait_for_event("resumed")["target"] == "pg1"
+    assert in_memory(pooler) == (cluster.node("pg1").port, False)
+
+
+def test_arming_again_resumes_what_a_dead_run_holds(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    """Left to the dead-man it would come while the next run is at work, and take back what is staged for that run."""
+    guard.arguments["pause_limit_ms"] = 30000
+    pid = guard.run("armed")["deadman"]["pid"]
+    with Client(pooler) as client:
+        pooler.console("PAUSE accounts")
+        assert guard.run("armed", check=True)["resumed"] == ["accounts"]
+        assert in_memory(pooler)[1]
+        again = guard.run("armed")
+        held = client.acknowledged
+        wait_for(lambda: client.acknowledged > held + 20 or client.errors, seconds=10, what="commits after the resume")
+    assert client.errors == []
+    assert (again["resumed"], again["changed"]) == (["accounts"], True)
+    assert in_memory(pooler) == (cluster.node("pg1").port, False)
+    assert in_file(pooler) == cluster.node("pg2").port
+    assert again["deadman"]["pid"] != pid
+    assert not alive(pid)
+
+
+def test_the_lease_of_another_cluster_counts_for_nothing(pooler: Pooler, cluster: Cluster, guard: Guarded) -> None:
+    guard.run("armed", hard_limit_ms=60000)
+    with closing(cluster.node("pg1").connect()) as session:
+        session.cursor().execute(TAKE, lease_key("billing"))
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("resumed")["target"] == "pg1"
+
+
+def test_no_run_holds_clients_past_the_hard_limit(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    guard.run("armed")
+    with lease(cluster.node("pg1"), cluster):
+        pooler.console("PAUSE accounts")
+        assert guard.wait_for_event("resumed")["paused_ms"] >= 3000
+    assert in_memory(pooler) == (cluster.node("pg1").port, False)
+
+
+def test_a_server_ends_the_lease_of_a_host_that_is_gone(cluster: Cluster) -> None:
+    """No packet says that a host lost its power. The server asks: the kernel's keepalive timer of its sockets."""
+    node = cluster.node("pg1")
+
+    def soonest() -> float:
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        timers = [row[5].split(":") for row in rows if row[1].endswith(f":{node.port:04X}")]  # proc(5): tr and tm->when
+        ticks = [int(when, 16) for kind, when in timers if kind == "02"]
+        return min(ticks, default=1 << 30) / os.sysconf("SC_CLK_TCK")
+
+    with closing(node.connect()):
+        wait_for(lambda: soonest() < 8000, seconds=5, what="a keepalive timer")
+        assert soonest() > 60
+        with lease(node, cluster):
+            wait_for(lambda: soonest() <= 4, seconds=5, what="a keepalive timer of the lease")
+
+
 def test_a_pause_that_ends_in_time_is_none_of_its_business(pooler: Pooler, guard: Guarded) -> None:
     guard.run("armed")
     for _time in range(3):  # longer than the limit in sum, never in one piece
@@ -400,6 +478,48 @@ def test_through_ansible_the_task_ends_and_the_deadman_lives(pooler: Pooler, gua
     assert guard.wait_for_event("resumed")["target"] == "pg1"
     done = guard.run("disarmed", target="pg1")
     assert [event["event"] for event in done["events"]] == ["armed", "resumed"]
+
+
+# -- databases that do not follow the primary
+
+
+def read_only_database(cluster: Cluster, pooler: Pooler) -> str:
+    """Leads to a member and stays there; its line."""
+    line = f"accounts_ro = host=127.0.0.1 port={cluster.node('pg1').port} dbname={users.DATABASE}"
+    pooler.config_file.write_text(pooler.config_file.read_text().replace("[databases]", f"[databases]\n{line}"))
+    pooler.console("RELOAD")
+    return line
+
+
+def test_only_the_named_databases_are_staged_and_resumed(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    line = read_only_database(cluster, pooler)
+    guard.arguments["pooler"] |= {"databases": ["accounts"]}
+    armed = guard.run("armed")
+    assert armed["databases"] == ["accounts"]
+    assert [change["database"] for change in armed["changes"]] == ["accounts"]
+    assert line in pooler.config_file.read_text()
+    pooler.console("PAUSE accounts_ro")  # somebody else's
+    time.sleep(2)
+    pooler.console("PAUSE accounts")
+    promote(cluster)
+    assert guard.wait_for_event("resumed")["databases"] == ["accounts"]
+    assert in_memory(pooler) == (cluster.node("pg2").port, False)
+    assert line in pooler.config_file.read_text()
+    assert guard.run("disarmed", target="pg2")["databases"] == ["accounts"]
+    [row] = [row for row in pooler.console("SHOW DATABASES") if row["name"] == "accounts_ro"]
+    assert (row["port"], row["paused"]) == (cluster.node("pg1").port, 1)
+
+
+def test_a_named_database_that_is_not_there_is_refused(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    text = pooler.config_file.read_text()
+    pooler.config_file.write_text(text.replace("[databases]", "[databases]\nelsewhere = host=192.0.2.1 port=7000"))
+    pooler.console("RELOAD")
+    guard.arguments["pooler"] |= {"databases": ["accounts", "acounts", "elsewhere"]}
+    answer = guard.run("armed", check=True)
+    assert answer["failed"]
+    assert "database acounts is not there" in answer["msg"]
+    assert "database elsewhere leads to 192.0.2.1:7000" in answer["msg"]
+    assert "database accounts " not in answer["msg"]
 
 
 # -- other processes on the host
@@ -613,7 +733,7 @@ def test_state_tells_what_the_prechecks_need(cluster: Cluster, pooler: Pooler, c
     assert not state.shares_port
     assert state.settings["query_wait_timeout"] == "120"
     assert state.settings["conffile"] == str(pooler.config_file)
-    [database] = state.routed_to([("127.0.0.1", cluster.node("pg1").port)])
+    [database] = routed_to(state.databases, [("127.0.0.1", cluster.node("pg1").port)])
     assert (database.name, database.pool_mode, database.current_connections) == ("accounts", "transaction", 1)
     [use] = [use for use in state.pools if use.database == "accounts"]
     assert (use.cl_active, use.sv_active) == (1, 1)

@@ -12,16 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import yaml
 
 from tests.integration.conftest import borrowed
-from tests.integration.scene import Scene, Standing, snapshot
+from tests.integration.scene import Scene, Standing, illness, read_only_database, snapshot
 from tests.lab import inventory, users
 from tests.lab.operation import environment
+from tests.lab.pooler import Pooler
 from tests.lab.users import CHECKOUT
 
 on_18 = pytest.mark.parametrize("standing", ["18"], indirect=True, scope="session")
@@ -105,7 +108,9 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     assert "pg_promote(false)" in checked.text
     assert re.search(r"(?m)^\+ +role: standby", checked.output), checked.output
 
-    Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
+    switched = Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
+    for said in (f"switched over from {scene.primary.name} to", "shutdown_checkpoint_end:", "holds: true", "pause_ms:"):
+        assert said in switched.text
     assert scene.cluster.primary() is scene.candidate
     done = snapshot(scene.cluster)
     Run("promote_replica", hosts, **words).succeeded(changed=False)
@@ -120,6 +125,59 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     Run("promote_replica_rollback", hosts, **rollback).succeeded(changed=False)
     assert snapshot(scene.cluster) == undone
     assert snapshot(neighbour.cluster) == beside
+
+
+class Reader:
+    """A client of the read-only pool that reads for as long as the block runs: how often, and its errors."""
+
+    def __init__(self, pooler: Pooler) -> None:
+        self.pooler = pooler
+        self.reads = 0
+        self.errors: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def _read(self) -> None:
+        try:
+            with closing(psycopg2.connect(self.pooler.dsn("accounts_ro"))) as connection:
+                connection.autocommit = True
+                while not self._stop.is_set():
+                    connection.cursor().execute("SELECT 1")
+                    self.reads += 1
+                    time.sleep(0.01)
+        except psycopg2.Error as error:
+            self.errors.append(str(error))
+
+    def __enter__(self) -> Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+
+@on_18
+def test_a_pool_for_reading_stays_where_it_is(scene: Scene, tmp_path: Path) -> None:
+    """The pooler's option databases names the one that follows the primary; there and back."""
+    data = inventory.inventory(scene.cluster)
+    words = {"dbops_cluster": scene.cluster.name, "promote_replica_candidate": scene.candidate.name}
+    [pooler] = data["all"]["vars"]["dbops_clusters"][scene.cluster.name]["poolers"]
+    with read_only_database(scene), Reader(scene.pooler) as reader:
+        Run("promote_replica", dumped(tmp_path / "all.yml", data), **words).failed("pooler1/accounts_ro points to")
+        pooler["databases"] = ["accounts"]
+        hosts = dumped(tmp_path / "named.yml", data)
+        Run("promote_replica", hosts, **words).succeeded(changed=True)
+        assert scene.cluster.primary() is scene.candidate
+        assert illness(scene.cluster) == ""
+        Run("promote_replica_rollback", hosts, dbops_cluster=scene.cluster.name).succeeded(changed=True)
+        rows = {row["name"]: (row["port"], row["paused"]) for row in scene.pooler.console("SHOW DATABASES")}
+        assert rows["accounts_ro"] == (scene.sibling.port, 0)
+        assert rows["accounts"] == (scene.primary.port, 0)
+    assert reader.errors == []
+    assert reader.reads > 500
+    pooler["databases"] = ["acounts"]
+    Run("promote_replica", dumped(tmp_path / "misspelt.yml", data), **words).failed("database acounts is not there")
 
 
 @on_18
@@ -140,6 +198,13 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
     Run("promote_replica", hosts, dbops_cluster=scene.cluster.name).failed("promote_replica_candidate")
 
     accounts = data["all"]["vars"]["dbops_clusters"][scene.cluster.name]
+    member = accounts["members"][1]
+    member["datadir"] = member.pop("data_dir")
+    Run("promote_replica", dumped(tmp_path / "lacks.yml", data), **words).failed(
+        f"found: {member['name']} has no data_dir", "what to do: correct dbops_clusters"
+    )
+    member["data_dir"] = member.pop("datadir")
+
     accounts["login_password"] = "not-the-password"
     del accounts["passfile"]
     run = Run("promote_replica", dumped(tmp_path / "wrong.yml", data), **words).failed(

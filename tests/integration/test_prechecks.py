@@ -31,7 +31,9 @@ from tests.integration.scene import (
     everywhere,
     following,
     in_transaction,
+    pooled_database,
     pooler_file,
+    read_only_database,
     slots,
     snapshot,
 )
@@ -352,6 +354,18 @@ def _write(scene: Scene, size: int) -> None:
     )
 
 
+@case("wal_kept", on=("13", "18"), says="without a slot")
+def nothing_keeps_wal_for_the_candidate(scene: Scene) -> Iterator[Change]:
+    with following(scene.candidate, scene.primary), configured(scene.primary, wal_keep_size="31MB"):
+        yield {}
+
+
+@case("wal_kept", says="max_slot_wal_keep_size = 16 MB")
+def the_slot_keeps_too_little(scene: Scene) -> Iterator[Change]:
+    with configured(scene.primary, wal_keep_size="0", max_slot_wal_keep_size="16MB"):
+        yield {}
+
+
 @case("free_wal_senders", on=("13", "18"), says="1 of 10")
 def no_free_wal_sender(scene: Scene) -> Iterator[Change]:
     with ExitStack() as stack:
@@ -549,6 +563,23 @@ def pooler_points_to_a_standby(scene: Scene) -> Iterator[Change]:
     finally:
         scene.point_pooler(scene.primary)
         scene.pooler.console("RELOAD")
+
+
+@case("pooler_targets", says="has no database acounts")
+def named_database_is_not_there(scene: Scene) -> Iterator[Change]:
+    yield {"poolers": scene.poolers(databases=["accounts", "acounts"])}
+
+
+@case("pooler_targets", says="pooler1/accounts_ro points to")
+def named_database_points_to_a_standby(scene: Scene) -> Iterator[Change]:
+    with read_only_database(scene):
+        yield {"poolers": scene.poolers(databases=["accounts", "accounts_ro"])}
+
+
+@case("pooler_targets", says="pooler1/elsewhere points to 192.0.2.1")
+def named_database_points_to_no_member(scene: Scene) -> Iterator[Change]:
+    with pooled_database(scene, "elsewhere = host=192.0.2.1"):
+        yield {"poolers": scene.poolers(databases=["accounts", "elsewhere"])}
 
 
 @case("pooler_targets", says="already paused")

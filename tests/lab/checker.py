@@ -33,6 +33,7 @@ class Entry:
     wall: float
     outcome: str
     error: str
+    xid: int = 0
 
 
 @dataclass(frozen=True)

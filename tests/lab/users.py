@@ -27,6 +27,13 @@ REPLICATION_USER = "replicator"
 APPLICATION = "app"  # owns the database of the guide
 POOLER_ADMIN = "pooler_admin"  # exists only in PgBouncer
 DATABASE = "accounts"
+# What pg_rewind calls on the server that it copies from.
+REWIND_FUNCTIONS = (
+    "pg_ls_dir(text, boolean, boolean)",
+    "pg_stat_file(text, boolean)",
+    "pg_read_binary_file(text)",
+    "pg_read_binary_file(text, bigint, bigint, boolean)",
+)
 DATABASE_USERS = (SUPERUSER, OPERATOR, REPLICATION_USER, APPLICATION)
 
 
@@ -118,6 +125,7 @@ def operator_grants(version: int) -> str:
         [
             f"GRANT pg_monitor, pg_checkpoint TO {OPERATOR}",
             f"GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer), pg_reload_conf() TO {OPERATOR}",
+            f"GRANT EXECUTE ON FUNCTION {', '.join(REWIND_FUNCTIONS)} TO {OPERATOR}",
             f"GRANT CREATE ON DATABASE postgres TO {OPERATOR}",
             f"GRANT SET, ALTER SYSTEM ON PARAMETER {', '.join(parameters)} TO {OPERATOR}",
         ]

@@ -10,10 +10,11 @@ the next transaction starts.
 
 The log is JSON lines:
 
-    {"id": int, "start": s, "end": s, "wall": s, "outcome": str, "error": str}
+    {"id": int, "start": s, "end": s, "wall": s, "outcome": str, "error": str, "xid": int}
 
 ``start`` and ``end`` are monotonic seconds, ``wall`` is the Unix time of ``end``. Transfer ``id`` owns the journal rows
-``2 * id`` (debit) and ``2 * id + 1`` (credit). ``outcome`` is what a client knows, never more:
+``2 * id`` (debit) and ``2 * id + 1`` (credit); ``xid`` was its transaction (0: not known). ``outcome`` is what a client
+knows, never more:
 
 * ``acknowledged`` the server answered COMMIT to COMMIT;
 * ``failed``       COMMIT was never sent, or answered with ROLLBACK: certainly not committed;
@@ -56,7 +57,8 @@ UPDATE accounts SET available = available + %(second_amount)s, total = total + %
     version = version + 1, updated_at = clock_timestamp() WHERE user_id = %(second)s AND currency = %(currency)s;
 INSERT INTO transaction_journal (id, user_id, currency, type, amount) VALUES
     (%(debit_id)s, %(debit)s, %(currency)s, 'debit', %(amount)s),
-    (%(credit_id)s, %(credit)s, %(currency)s, 'credit', %(amount)s);
+    (%(credit_id)s, %(credit)s, %(currency)s, 'credit', %(amount)s)
+    RETURNING pg_current_xact_id()::text::bigint;
 """
 
 
@@ -153,10 +155,11 @@ class _Load:
             "currency": ledger.CURRENCY,
         }
         self._open[transfer] = time.monotonic()
-        outcome = "failed"
+        outcome, xid = "failed", 0
         try:
             with connection.cursor() as cursor:
                 cursor.execute(_TRANSFER, values)
+                xid = (cursor.fetchone() or (0,))[0]
                 outcome = "unknown"
                 cursor.execute("COMMIT")
                 # COMMIT of an aborted transaction is no error; its answer says ROLLBACK.
@@ -164,15 +167,15 @@ class _Load:
                 error = "" if outcome == "acknowledged" else f"COMMIT was answered with {cursor.statusmessage}"
         except psycopg2.Error as problem:
             error = _text(problem)
-        self._record(transfer, outcome, error)
+        self._record(transfer, outcome, error, xid)
         return outcome == "acknowledged"
 
-    def _record(self, transfer: int, outcome: str, error: str) -> None:
+    def _record(self, transfer: int, outcome: str, error: str, xid: int = 0) -> None:
         start = self._open.pop(transfer, None)
         if start is not None:  # else the main thread has already logged it as unknown
-            self._write(transfer, start, outcome, error)
+            self._write(transfer, start, outcome, error, xid)
 
-    def _write(self, transfer: int, start: float, outcome: str, error: str) -> None:
+    def _write(self, transfer: int, start: float, outcome: str, error: str, xid: int = 0) -> None:
         line = {
             "id": transfer,
             "start": round(start, 6),
@@ -180,6 +183,7 @@ class _Load:
             "wall": round(time.time(), 6),
             "outcome": outcome,
             "error": error,
+            "xid": xid,
         }
         # One write of one line to a file opened for appending: threads need no lock, nothing waits in a buffer.
         os.write(self._log, json.dumps(line).encode() + b"\n")

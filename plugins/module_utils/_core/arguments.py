@@ -37,6 +37,14 @@ def node_options() -> dict[str, Any]:
     }
 
 
+def pooler_options() -> dict[str, Any]:
+    """A PgBouncer console, and which of its databases follow the primary."""
+    return {
+        **endpoint_options(port=6432, dbname="pgbouncer"),
+        "databases": {"type": "list", "elements": "str", "default": []},
+    }
+
+
 def service_options() -> dict[str, Any]:
     """The service that owns a server, so that the unit's state stays true when we stop and start it."""
     return {

@@ -57,6 +57,18 @@ class PlannedStep:
         return {**asdict(self), "statements": list(self.statements)}
 
 
+@dataclass
+class Outcome:
+    """What the module returns. ``details`` are keys of the result, documented in the module's RETURN."""
+
+    changed: bool = False
+    state: str = ""
+    message: str = ""
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
 def _nothing() -> None:
     return None
 

@@ -23,6 +23,7 @@ SETTINGS = (
     "max_locks_per_transaction",
     "max_prepared_transactions",
     "max_replication_slots",
+    "max_slot_wal_keep_size",
     "max_wal_senders",
     "max_worker_processes",
     "primary_slot_name",
@@ -33,11 +34,13 @@ SETTINGS = (
     "recovery_target_time",
     "recovery_target_timeline",
     "recovery_target_xid",
+    "restore_command",
     "server_version",
     "shared_preload_libraries",
     "sync_replication_slots",
     "synchronous_standby_names",
     "synchronized_standby_slots",
+    "wal_keep_size",
     "wal_level",
     "wal_log_hints",
     "wal_retrieve_retry_interval",
@@ -123,6 +126,10 @@ class NodeFacts:
     last_operation: dict[str, Any] | None = None
     has_operations: bool = False
     cron_jobs: int = 0
+    upstream: tuple[str, int] = ("", 0)
+    """Host and port in primary_conninfo, also while there is no walreceiver."""
+    application_name: str = ""
+    """The one in primary_conninfo: the name by which the primary may list this standby."""
 
     @property
     def answered(self) -> bool:
@@ -197,6 +204,7 @@ def read_node(session: Session) -> NodeFacts:
         has_operations=session.rows(_JOURNAL_PRIVILEGES)[0]["may_read"],
         last_operation=next(iter(read_operations(session, "state = 'done'")), None),
         cron_jobs=_cron_jobs(session),
+        **_upstream(session),
     )
 
 
@@ -412,6 +420,18 @@ def read_operations(session: Session, condition: str) -> tuple[dict[str, Any], .
               FROM dbops.operation WHERE {condition} ORDER BY opened_at DESC, id DESC LIMIT 20"""  # noqa: S608  callers pass constants
     )
     return tuple(rows)
+
+
+def _upstream(session: Session) -> dict[str, Any]:
+    """Of primary_conninfo only what is no secret is kept; nothing where this role may not see it."""
+    words = parse_conninfo(
+        session.value("SELECT setting FROM pg_settings WHERE name = 'primary_conninfo' AND setting <> ''") or ""
+    )
+    host, port = words.get("host", ""), words.get("port", "")
+    return {
+        "upstream": (host, int(port) if port.isdigit() else 5432) if host else ("", 0),
+        "application_name": words.get("application_name", ""),
+    }
 
 
 def _cron_jobs(session: Session) -> int:

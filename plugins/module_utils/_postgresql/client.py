@@ -5,11 +5,12 @@
 
 ``statement_timeout`` cannot bound a call to a server that is stopped, cut off or a PgBouncer console. So psycopg2
 runs with a wait callback (https://www.psycopg.org/docs/advanced.html#support-for-coroutine-libraries) that gives up
-when the session's deadline has passed, also while connecting.
+when the session's deadline has passed, also while connecting. Names are looked up beforehand, for the same reason.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
+from .resolve import Unresolved, is_name, look_up
 
 try:
     import psycopg2
@@ -84,6 +86,15 @@ class Endpoint:
             words.pop("dbname")
         words.update(dict(self.connect_params))
         return {key: value for key, value in words.items() if value not in ("", None)}
+
+
+def _with_addresses(words: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """libpq keywords with the addresses of a host that is a name; libpq tries them in order, as it would itself."""
+    host = words.get("host", "")
+    if "hostaddr" in words or not is_name(host):
+        return words
+    addresses = look_up(host, deadline)
+    return {**words, "host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
 
 _deadline = threading.local()
@@ -203,6 +214,18 @@ class Session:
         )
 
 
+def ignored_passfile(path: str) -> str:
+    """Why libpq takes no password from the file: what it says on standard error, if at all. Empty if it does."""
+    if not path:
+        return ""
+    try:
+        with open(path, "rb") as handle:
+            shared = os.fstat(handle.fileno()).st_mode & 0o077
+    except OSError as error:
+        return f"; passfile {path}: {error.strerror}"
+    return f"; passfile {path} is ignored, because others than its owner have access to it: chmod 600" if shared else ""
+
+
 def connect(
     endpoint: Endpoint,
     *,
@@ -220,11 +243,12 @@ def connect(
     )
     try:
         with _bounded(deadline):
-            connection = psycopg2.connect(**words)
+            connection = psycopg2.connect(**_with_addresses(words, deadline))
             connection.autocommit = True
-    except (CallTimeout, psycopg2.Error) as error:
+    except (CallTimeout, Unresolved, psycopg2.Error) as error:
         raise DbopsError(
-            found=f"cannot log in to {endpoint.label} as {endpoint.user or 'the OS user'}: {plain_error(error)}",
+            found=f"cannot log in to {endpoint.label} as {endpoint.user or 'the OS user'}: {plain_error(error)}"
+            + ignored_passfile(endpoint.passfile),
             expected="a server that answers there and accepts this user",
             remedy="check login_host, login_port, the user's password or passfile, and pg_hba.conf for this client",
         ) from error

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,12 +108,33 @@ class LocalServer:
             return None
         return pid if working == os.path.realpath(self.data_dir) else None
 
+    def processes(self) -> list[int]:
+        """Every process of a server in this directory, also those that a killed postmaster left behind: they can still
+        acknowledge a commit."""
+        place = os.path.realpath(self.data_dir)
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            try:
+                if os.readlink(f"/proc/{entry}/cwd") == place and "postgres" in os.readlink(f"/proc/{entry}/exe"):
+                    found.append(int(entry))
+            except OSError:
+                continue  # it has ended, or is somebody else's
+        return found
+
     def programs(self) -> str:
-        """Directory of the server's programs; empty where unknown."""
+        """Directory of the server's programs; empty where unknown. Of a server that is down only Debian's place can be
+        guessed."""
         if self.bin_dir:
             return self.bin_dir
         pid = self.pid()
-        return os.path.dirname(os.readlink(f"/proc/{pid}/exe")) if pid else ""
+        if pid:
+            return os.path.dirname(os.readlink(f"/proc/{pid}/exe"))
+        with self.as_owner():
+            major = (self.data_dir / "PG_VERSION").read_text(encoding="utf-8").strip()
+        debian = f"/usr/lib/postgresql/{major}/bin"
+        return debian if os.path.exists(debian) else ""
 
     def disk_version(self) -> str:
         """Version of the program that the next start would run, as ``server_version`` prints it; empty: unknown."""
@@ -175,15 +196,7 @@ class LocalServer:
             path = self.data_dir / AUTO_CONF
             # Bytes: other line ends than \n are part of somebody's value.
             text = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
-            temporary = path.with_suffix(".dbops")
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                os.write(file, with_settings(text, values).encode("utf-8", "surrogateescape"))
-                os.fsync(file)
-            finally:
-                os.close(file)
-            os.replace(temporary, path)
-            _sync_directory(self.data_dir)
+            _write(path, with_settings(text, values).encode("utf-8", "surrogateescape"))
 
     def begin_stop(self) -> subprocess.Popen[bytes]:
         """Start the service's stop command and return at once: pg_control says when the server is down, the command
@@ -215,8 +228,21 @@ class LocalServer:
             self.clock.sleep(0.01)
         return True
 
-    def start(self, deadline: Deadline) -> None:
-        """Run the service's start command to its end. Raises DbopsError with what the command said."""
+    def kill(self, deadline: Deadline) -> None:
+        """SIGKILL to every process of the server, for one that does not listen to anything else. All that it
+        acknowledged is in its WAL."""
+        while not deadline.passed():
+            processes = self.processes()
+            if not processes:
+                return
+            for pid in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.clock.sleep(0.02)
+
+    def start(self, deadline: Deadline, *, may_run: bool = False) -> bool:
+        """Run the service's start command to its end. Raises DbopsError with what the command said; with ``may_run``
+        returns False where it failed and the server runs, because somebody was faster (systemd with Restart=)."""
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(  # pylint: disable=ansible-bad-function # run_command has no time limit
                 list(self.service.start), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -227,13 +253,73 @@ class LocalServer:
                 code = None
             output.seek(0)
             said = " ".join(output.read()[-400:].decode(errors="replace").split())
-        if code != 0:
+        if code is None or (code != 0 and not (may_run and self.pid() is not None)):
             raise DbopsError(
                 found=f"{' '.join(self.service.start)} "
                 + ("did not end in time" if code is None else f"failed ({code})") + (f": {said}" if said else ""),
                 expected="the server starts",
                 remedy=f"read the log of the server in {self.data_dir}, mend what it says, and run again",
             )  # fmt: skip
+        return code == 0
+
+    # -- files in the data directory
+
+    def keep_copy(self, name: str, copy: str) -> None:
+        """A copy of ``name`` as it is now, unless an earlier run has made one."""
+        with self.as_owner():
+            source = self.data_dir / name
+            if not (self.data_dir / copy).exists():
+                _write(self.data_dir / copy, source.read_bytes() if source.exists() else b"")
+
+    def has_copy(self, copy: str) -> bool:
+        with self.as_owner():
+            return (self.data_dir / copy).exists()
+
+    def restore_copy(self, copy: str, name: str) -> None:
+        with self.as_owner():
+            os.replace(self.data_dir / copy, self.data_dir / name)
+            _sync_directory(self.data_dir)
+
+    def drop_copy(self, copy: str) -> None:
+        with self.as_owner():
+            (self.data_dir / copy).unlink(missing_ok=True)
+
+    def put_file(self, name: str, content: bytes) -> None:
+        with self.as_owner():
+            _write(self.data_dir / name, content)
+
+    def history(self, timeline: int) -> str:
+        """Text of the history file of ``timeline``; the first timeline has none."""
+        if timeline == 1:
+            return ""
+        with self.as_owner():
+            path = self.data_dir / "pg_wal" / f"{timeline:08X}.history"
+            try:
+                return path.read_text(encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise DbopsError(
+                    found=f"cannot read {path}: {error.strerror}",
+                    expected="the history of the timeline that this server is on",
+                    remedy="fetch it from the archive into pg_wal, or take a new base backup",
+                ) from error
+
+    def tablespaces(self) -> bool:
+        with self.as_owner():
+            return any((self.data_dir / "pg_tblspc").iterdir())
+
+    def make_sibling(self, path: Path) -> None:
+        """An empty directory of the owner's beside the data directory; one that an earlier run left is emptied."""
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            owner = self.data_dir.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+    def replace_data(self, fresh: Path, aside: Path) -> None:
+        """Put ``fresh`` in the place of the data directory, and that to ``aside``."""
+        os.rename(self.data_dir, aside)
+        os.rename(fresh, self.data_dir)
+        _sync_directory(self.data_dir.parent)
 
     # -- as the owner
 
@@ -255,16 +341,19 @@ class LocalServer:
             os.setegid(0)
             os.setgroups(groups)
 
-    def run_as_owner(
-        self, argv: Sequence[str], *, timeout: float, shell: bool = False
-    ) -> subprocess.CompletedProcess[str]:
-        identity: dict[str, Any] = {}
+    def identity(self) -> dict[str, Any]:
+        """The arguments of subprocess that make a program run as the owner."""
         owner = self.data_dir.stat()
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            identity = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        if os.geteuid() != 0 or owner.st_uid == 0:
+            return {}
+        return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+    def run_as_owner(
+        self, argv: Sequence[str], *, timeout: float, shell: bool = False, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # pylint: disable=ansible-bad-function # run_command has no time limit and no user
             argv[0] if shell else list(argv), shell=shell, cwd=self.data_dir, capture_output=True, text=True,
-            timeout=timeout, check=False, stdin=subprocess.DEVNULL, **identity,
+            timeout=timeout, check=False, stdin=subprocess.DEVNULL, env=environment, **self.identity(),
         )  # fmt: skip
 
     # -- the archive
@@ -303,6 +392,19 @@ def with_settings(text: str, values: dict[str, str]) -> str:
             lines.append(line)
     lines += [f"{name} = '{_escaped(value)}'" for name, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, and durably."""
+    temporary = path.with_name(f"{path.name}.dbops-new")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(file, content)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
 
 
 def _escaped(value: str) -> str:

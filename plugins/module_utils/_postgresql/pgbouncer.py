@@ -105,11 +105,16 @@ def repoint(
 
 
 def repoint_files(
-    files: Iterable[ConfigFile], members: Mapping[str, Address], target: str, aliases: Collection[Address] = ()
+    files: Iterable[ConfigFile],
+    members: Mapping[str, Address],
+    target: str,
+    aliases: Collection[Address] = (),
+    names: Collection[str] = (),
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Route every database of this cluster to ``members[target]``; everything else stays byte for byte.
 
     ``members`` maps a name to the address under which poolers reach it, ``aliases`` holds further addresses of members.
+    ``names``: only these databases.
     Returns the new text of each file that changes, and ``[{"database", "before", "after"}]``.
     Raises DbopsError for a list of hosts with a member in it: where such a pool goes is not ours to decide.
     """
@@ -120,6 +125,8 @@ def repoint_files(
     for file in files:
         text = file.text
         for entry in reversed(file.entries):
+            if names and entry.name not in names:
+                continue
             hosts = entry.host.split(",")
             if len(hosts) > 1 and any((part.strip().lower(), entry.port) in ours for part in hosts):
                 raise DbopsError(
@@ -234,11 +241,12 @@ def _unloadable(path: str, what: str) -> DbopsError:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What one member said when asked. ``timeline`` is 0 where it did not answer."""
+    """What one member said. ``timeline`` is 0 where it did not answer. ``leased``: a run holds the lease there."""
 
     name: str
     writable: bool
     timeline: int
+    leased: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,19 +258,28 @@ class Verdict:
     reason: str
 
 
+def writable_on_newest(observations: Sequence[Sighting], best: Sighting | None = None) -> tuple[list[Sighting], int]:
+    """Who is writable on the highest timeline that anybody has shown, ``best`` included, and that timeline."""
+    seen = [*observations, *([best] if best else [])]
+    newest = max((sighting.timeline for sighting in seen), default=0)
+    return [item for item in observations if item.writable and item.timeline == newest], newest
+
+
 def deadman_decision(
     observations: Sequence[Sighting], paused_ms: float, hard_limit_ms: float, best: Sighting | None = None
 ) -> Verdict:
     """What to do with a pooler that has been paused for too long.
 
-    It resumes toward the one member that is writable on the highest timeline anybody has shown. ``best`` is the
-    highest timeline seen writable earlier: a member below it is an old primary, and clients sent there would write
-    into a dead branch. Past the hard limit clients are let go in any case: toward ``best`` when what is writable now
-    lies below it, else wherever the pooler points.
+    Nothing while a run holds the lease on any member: it lives, and resumes by itself. Otherwise it resumes toward the
+    one member that is writable on the highest timeline anybody has shown. ``best`` is the highest timeline seen
+    writable earlier: a member below it is an old primary, and clients sent there would write into a dead branch. Past
+    the hard limit clients are let go in any case: toward ``best`` when what is writable now lies below it, else
+    wherever the pooler points.
     """
-    seen = [*observations, *([best] if best else [])]
-    newest = max((sighting.timeline for sighting in seen), default=0)
-    fit = [item for item in observations if item.writable and item.timeline == newest]
+    leased = [item.name for item in observations if item.leased]
+    if leased and paused_ms < hard_limit_ms:
+        return Verdict(False, "", f"a run holds the lease on {', '.join(leased)}")
+    fit, newest = writable_on_newest(observations, best)
     stale = [item for item in observations if item.writable and item.timeline < newest]
     if len(fit) == 1:
         return Verdict(True, fit[0].name, f"writable on timeline {newest}")
@@ -336,14 +353,20 @@ class PoolerState:
         admins = [name.strip() for name in self.settings.get("admin_users", "").split(",")]
         return user in (*admins, "pgbouncer") or self.settings.get("auth_type") == "any"
 
-    def routed_to(self, addresses: Collection[Address]) -> list[PooledDatabase]:
-        return routed_to(self.databases, addresses)
-
 
 def routed_to(databases: Iterable[PooledDatabase], addresses: Collection[Address]) -> list[PooledDatabase]:
     """The databases whose server is one of ``addresses``."""
     wanted = _lowered(addresses)
     return [database for database in databases if (database.host.lower(), database.port) in wanted]
+
+
+def following(
+    databases: Iterable[PooledDatabase], addresses: Collection[Address], names: Collection[str] = ()
+) -> list[PooledDatabase]:
+    """The databases that follow the primary: those of ``names``, without names those that lead to ``addresses``."""
+    if names:
+        return [database for database in databases if database.name in names]
+    return routed_to(databases, addresses)
 
 
 def _identifier(name: str) -> str:

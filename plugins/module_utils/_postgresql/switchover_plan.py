@@ -87,7 +87,8 @@ class PoolerRoute:
 
 @dataclass(frozen=True)
 class PoolerFacts:
-    """One pooler as its console answered; only the databases that point to this cluster."""
+    """One pooler as its console answered. ``databases``: those that are to follow the primary; ``missing``: those that
+    are named and not there."""
 
     name: str
     error: str = ""
@@ -95,6 +96,7 @@ class PoolerFacts:
     so_reuseport: bool = False
     listeners: int | None = None
     databases: tuple[PoolerRoute, ...] = ()
+    missing: tuple[str, ...] = ()
     query_wait_timeout_s: float = 120.0
     staged_for: str = ""
 
@@ -520,6 +522,33 @@ def check_replication_lag(request: Request, observed: Observed, primary: str) ->
 
 
 @_named
+def check_wal_kept(request: Request, observed: Observed, primary: str) -> Check:
+    """The shutdown checkpoint removes every WAL file that nobody asked to keep, also one that the candidate still has
+    to get: then the proof fails, and the candidate never streams again. It may be max_lag_bytes behind, and a primary
+    that archives begins one more file when it stops."""
+    facts, candidate = observed.nodes[primary], observed.nodes[request.candidate]
+    segment = facts.number("wal_segment_size") or 1 << 24
+    needed = (max(1, -(-request.max_lag_bytes // segment)) + 1) * segment
+    kept = facts.number("wal_keep_size") << 20
+    slot = candidate.receiver.slot_name if candidate.receiver else ""
+    limit = facts.number("max_slot_wal_keep_size")
+    by_slot = bool(slot) and (limit < 0 or limit << 20 >= needed)
+    restores = bool(candidate.settings.get("restore_command")) and facts.settings.get("archive_mode") != "off"
+    known = facts.knows("wal_keep_size", "wal_segment_size", "max_slot_wal_keep_size", "archive_mode")
+    return _verdict(
+        "wal_kept",
+        not (by_slot or restores or kept >= needed) if known and candidate.knows("restore_command") else None,
+        found=f"{request.candidate} follows {f'with slot {slot}' if slot else 'without a slot'};"
+        f" {primary}: wal_keep_size = {kept >> 20} MB, max_slot_wal_keep_size = {limit} MB;"
+        f" {request.candidate} {'restores' if restores else 'does not restore'} from an archive of {primary}",
+        expected=f"{primary} keeps {needed >> 20} MB of WAL that {request.candidate} may still need when it stops:"
+        " by a slot, by wal_keep_size, or in an archive that the candidate reads",
+        remedy=f"give {request.candidate} a slot (primary_slot_name), or raise wal_keep_size on {primary} to"
+        f" {needed >> 20} MB and reload it",
+    )
+
+
+@_named
 def check_candidate_settings(request: Request, observed: Observed, primary: str) -> Check:
     names = (
         "max_connections",
@@ -895,8 +924,9 @@ def check_pooler_targets(request: Request, observed: Observed, primary: str) -> 
     wrong = [
         f"{pooler.name}: no database points to this cluster"
         for pooler in observed.poolers
-        if not pooler.error and not pooler.databases
+        if not (pooler.error or pooler.databases or pooler.missing)
     ]
+    wrong += [f"{pooler.name} has no database {name}" for pooler in observed.poolers for name in pooler.missing]
     wrong += [
         f"{pooler.name}/{database.name} points to {database.host}:{database.port}"
         for pooler in observed.poolers
@@ -914,7 +944,8 @@ def check_pooler_targets(request: Request, observed: Observed, primary: str) -> 
         bool(wrong),
         found="; ".join(wrong) or f"all point to {primary}",
         expected=f"the databases of each pooler point to {primary} and are not paused",
-        remedy="SHOW DATABASES on that console; correct its configuration, RELOAD, or RESUME what somebody else paused",
+        remedy="SHOW DATABASES on that console; correct its configuration, RELOAD, or RESUME what somebody else paused;"
+        " where some lead to standbys on purpose, name those that follow the primary as databases of the pooler",
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .._core.errors import DbopsError
 from .control import SHUT_DOWN, ControlFile, crc32c
-from .lsn import format_lsn, parse_lsn, wal_segment_name
+from .lsn import format_lsn, wal_segment_name
 
 # XLogPageHeaderData: magic, info, timeline, address of the page, bytes left of a record begun on an earlier page.
 _PAGE_HEADER = struct.Struct("<HHIQI4x")
@@ -233,29 +233,3 @@ def record_after(data_dir: Path, control: ControlFile, checkpoint: ShutdownCheck
         return False
     except OSError as error:
         raise _unreadable(error) from error
-
-
-def history_switchpoint(text: str, parent_timeline: int) -> int:
-    """The LSN at which ``parent_timeline`` was left, from the text of a later timeline's history file.
-
-    Raises DbopsError if the file does not name that timeline or is malformed.
-    """
-    for line in text.splitlines():
-        fields = line.split()
-        if not fields or fields[0].startswith("#"):
-            continue
-        try:
-            timeline, lsn = int(fields[0]), parse_lsn(fields[1])
-        except (ValueError, IndexError) as error:
-            raise DbopsError(
-                found=f"the line {line!r} in a timeline history file",
-                expected="a timeline, an LSN and a reason",
-                remedy="compare pg_wal/*.history of the new primary with its archived copy",
-            ) from error
-        if timeline == parent_timeline:
-            return lsn
-    raise DbopsError(
-        found=f"a timeline history file that does not name timeline {parent_timeline}",
-        expected=f"a timeline that descends from timeline {parent_timeline}",
-        remedy="this server does not continue the old primary: rejoin it with pg_rewind or from a new base backup",
-    )

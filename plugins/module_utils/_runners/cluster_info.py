@@ -14,7 +14,7 @@ from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import NodeFacts
 from .._postgresql.client import Endpoint, connect
 from .._postgresql.switchover_plan import LocalFacts, Observed, Request
-from .members import ClusterSessions, members
+from .members import ClusterSessions, members, replication_endpoint
 
 SECONDS = 10.0
 
@@ -63,14 +63,7 @@ def _for_candidate(
         )
     result["run_on"] = planner.run_on(request, observed)
     if options.get("replication_user"):
-        login = Endpoint(
-            name=member.name,
-            host=member.address,
-            port=member.port,
-            user=options["replication_user"],
-            passfile=options.get("replication_passfile") or "",
-            ssl_mode=options["replication_ssl_mode"],
-        )
+        login = replication_endpoint(member, options)
         result["probe"]["replication_problem"] = _replication_problem(login, clock)
 
 
@@ -95,6 +88,8 @@ def _last_operation(primary: NodeFacts | None) -> dict[str, Any] | None:
     """The newest finished switchover of this very cluster (a restored or copied one has another identifier)."""
     row = primary.last_operation if primary else None
     if primary is None or row is None or row["system_identifier"] != primary.system_identifier:
+        return None
+    if row["kind"] != planner.KIND:  # a failover is not taken back
         return None
     return {
         "id": row["id"],

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts, read_node
-from .._postgresql.client import Endpoint, Session, connect
-from .._postgresql.pgbouncer import PoolerConsole
+from .._postgresql.client import Endpoint, Session, connect, conninfo
+from .._postgresql.lease import HOLDERS, TAKE, lease_key
+from .._postgresql.pgbouncer import PoolerConsole, following
 from .._postgresql.switchover_plan import Member, PoolerFacts, PoolerRoute
 
 
@@ -56,8 +58,39 @@ def members(nodes: Iterable[dict[str, Any]]) -> dict[str, Member]:
     return result
 
 
+def replication_endpoint(member: Member, options: dict[str, Any]) -> Endpoint:
+    """How a standby logs in to ``member``; ``options`` has the replication words of a module."""
+    return Endpoint(
+        name=member.name,
+        host=member.address,
+        port=member.port,
+        user=options["replication_user"],
+        passfile=options.get("replication_passfile") or "",
+        ssl_mode=options["replication_ssl_mode"],
+    )
+
+
+def standby_conninfo(member: Member, options: dict[str, Any], *, application_name: str, dbname: str) -> str:
+    """primary_conninfo of a standby of ``member``. Streaming ignores ``dbname``; the worker that synchronises failover
+    slots (17) logs in to it."""
+    return conninfo(
+        {
+            "host": member.address,
+            "port": str(member.port),
+            "dbname": dbname,
+            "user": options["replication_user"],
+            "passfile": options.get("replication_passfile") or "",
+            "application_name": application_name,
+            "sslmode": options["replication_ssl_mode"],
+        }
+    )
+
+
 class ClusterSessions:
-    """One session per member, opened when first needed and again when it broke."""
+    """One session per member, opened when first needed and again when it broke.
+
+    Once ``lease`` is set every new session takes it: a member that was restarted has forgotten who holds it.
+    """
 
     def __init__(self, nodes: Iterable[dict[str, Any]], *, clock: Clock, application_name: str, timeout: float) -> None:
         self.endpoints = {node["name"]: endpoint(node) for node in nodes}
@@ -65,6 +98,7 @@ class ClusterSessions:
         self._application_name = application_name
         self._timeout = timeout
         self._sessions: dict[str, Session] = {}
+        self.lease: tuple[int, int] | None = None
 
     def to(self, name: str, *, timeout: float | None = None) -> Session:
         session = self._sessions.get(name)
@@ -75,6 +109,9 @@ class ClusterSessions:
                 timeout=timeout or self._timeout,
                 application_name=self._application_name,
             )
+            if self.lease is not None:
+                with suppress(DbopsError):  # a session that is of no use says so when it is used
+                    session.run(TAKE, self.lease)
             session.timeout = self._timeout
             self._sessions[name] = session
         return session
@@ -97,6 +134,28 @@ class ClusterSessions:
         with ThreadPoolExecutor(max_workers=8) as pool:
             return dict(zip(self.endpoints, pool.map(read, self.endpoints)))
 
+    def take_lease(self, cluster: str, nodes: dict[str, NodeFacts], *, first: str = "") -> None:
+        """An advisory lock on every member that answers, held by idle sessions until this process ends. On a member
+        that is promoted it survives the promotion. ``first`` is where two runs that start together meet.
+
+        Raises DbopsError (state refused) that names the holder.
+        """
+        key = lease_key(cluster)
+        names = [name for name, facts in nodes.items() if facts.answered]
+        for name in sorted(names, key=lambda item: (item != first, item)):
+            session = self.to(name)
+            if session.value(TAKE, key):
+                continue
+            holder = session.rows(HOLDERS, key)
+            who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holder)
+            raise DbopsError(
+                found=f"another run holds the lease of cluster {cluster} on {name}: {who or 'unknown'}",
+                expected="one operation on this cluster at a time",
+                remedy="wait for that run to end; a run that died has lost its lease already",
+                details={"state": "refused", "changed": False},
+            )
+        self.lease = key
+
     def close(self) -> None:
         for name in list(self._sessions):
             self.drop(name)
@@ -115,6 +174,7 @@ def read_pooler(
         return PoolerFacts(name=name, error=f"{name}: {console.endpoint.user} may look, but is not in admin_users")
     addresses = {(member.address, member.port) for member in cluster.values()}
     addresses |= {(member.login_host, member.login_port) for member in cluster.values()}
+    names = options.get("databases") or []
     return PoolerFacts(
         name=name,
         version=state.version,
@@ -122,8 +182,9 @@ def read_pooler(
         listeners=options.get("listeners"),
         databases=tuple(
             PoolerRoute(item.name, item.host, item.port, item.pool_mode, item.paused)
-            for item in state.routed_to(addresses)
+            for item in following(state.databases, addresses, names)
         ),
+        missing=tuple(sorted(set(names) - {item.name for item in state.databases})),
         query_wait_timeout_s=float(state.settings.get("query_wait_timeout", "120")),
         staged_for=options.get("staged_for") or "",
     )

@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runner of pgbouncer_guard: stage a pooler's configuration, and keep a dead-man beside it while an operation runs.
 
-The dead-man is the one process that outlives its module. It looks at SHOW DATABASES four times a second; a database of
-this cluster that stays paused for longer than the pause limit means that the run which paused it has died.
+The dead-man is the one process that outlives its module. It looks at SHOW DATABASES four times a second. When a
+database of this cluster stays paused for longer than the pause limit it looks for the lease of the run that paused it;
+where no member that answers shows it, that run has died.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,17 +27,21 @@ from typing import Any
 from .._core.clock import Clock, Deadline, wait_until
 from .._core.errors import DbopsError
 from .._postgresql.client import Endpoint, connect
+from .._postgresql.lease import HOLDERS, lease_key
 from .._postgresql.pgbouncer import (
     Address,
     ConfigFile,
     PooledDatabase,
     PoolerConsole,
     Sighting,
+    Verdict,
     deadman_decision,
+    following,
     read_config,
     repoint_files,
     routed_to,
     routes,
+    writable_on_newest,
 )
 
 _LOOK_SECONDS = 0.25
@@ -73,11 +78,12 @@ class Guard:
     config_file: str
     members: tuple[Member, ...]
     target: str
-    pause_limit_ms: int = 8000
+    pause_limit_ms: int = 3000
     hard_limit_ms: int = 60000
     lifetime_s: int = 900
     state_dir: str = "/var/lib/dbops"
     known_config_files: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -104,7 +110,12 @@ class Guard:
     def fingerprint(self) -> str:
         """Tells two guards apart without holding a secret."""
         words = [self.operation, self.config_file, self.target, self.pause_limit_ms, self.hard_limit_ms]
-        return hashlib.sha256(json.dumps([*words, self.addresses], sort_keys=True).encode()).hexdigest()
+        words += [self.addresses, self.databases]
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+    def following(self, databases: Iterable[PooledDatabase]) -> list[PooledDatabase]:
+        """Those that follow the primary."""
+        return following(databases, self.everywhere, self.databases)
 
     def check(self) -> None:
         if self.target not in self.addresses:
@@ -128,13 +139,18 @@ def arm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     databases = _guarded_databases(guard, clock)
     texts, changes = _planned(guard, guard.target)
     before = _running(guard)
+    # Armed and paused: held by a run that has died, unless it shows its lease.
+    held = [database.name for database in databases if database.paused] if before is not None else []
+    target = deadman_decision(ask(guard, clock), 0, 1).target if held else ""
     keep = before is not None and before["fingerprint"] == guard.fingerprint and _half_left(before, clock)
+    keep = keep and not target
     result: dict[str, Any] = {
         "changed": bool(texts) or not keep,
         "listeners": count,
         "processes": [{"pid": process.pid, "config_file": process.config_file} for process in processes],
-        "databases": databases,
+        "databases": [database.name for database in databases],
         "changes": changes,
+        "resumed": held if target else [],
         "replaced_operation": before["operation"] if before and not keep else None,
     }
     if check_mode:
@@ -144,8 +160,28 @@ def arm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
         if before is not None:
             _end(before, clock)
         _start(guard, clock)
+    if target:
+        # Now, for the dead-man would do it in the midst of this operation and take back what is staged for it.
+        console = PoolerConsole(guard.pooler, clock)
+        try:
+            _release(guard, console, databases, target, clock)
+        finally:
+            console.close()
+        texts = _planned(guard, guard.target)[0]
     _write_all(texts)
     return {**result, "deadman": _shown(_running(guard))}
+
+
+def _release(
+    guard: Guard, console: PoolerConsole, databases: Sequence[PooledDatabase], target: str, clock: Clock
+) -> None:
+    """Point the pooler at ``target``, in its file and in its memory, and resume what is paused."""
+    deadline = Deadline.after(clock, _CONSOLE_SECONDS)
+    if target:
+        _write_all(_planned(guard, target)[0])
+        console.reload(deadline)
+        console.repoint_check([database.name for database in databases], *guard.addresses[target], deadline)
+    console.resume([database.name for database in databases if database.paused], deadline)
 
 
 def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
@@ -158,7 +194,7 @@ def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     console = PoolerConsole(guard.pooler, clock)
     try:
         deadline = Deadline.after(clock, _CONSOLE_SECONDS)
-        databases = routed_to(console.databases(deadline), guard.everywhere)
+        databases = guard.following(console.databases(deadline))
         changes = _planned(guard, guard.target)[1]
         if changes or _unlike(guard, databases):
             _require_writable(guard, clock)
@@ -170,7 +206,7 @@ def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
                 _end(alive, clock)
             events = _events(guard, record)
             _write_all(_planned(guard, guard.target)[0])  # again: the dead-man may just have acted
-            databases = routed_to(console.databases(deadline), guard.everywhere)
+            databases = guard.following(console.databases(deadline))
         if any(not _at_target(guard, database) for database in databases):
             statements.append("RELOAD")
         paused = [database.name for database in databases if database.paused]
@@ -211,9 +247,8 @@ def _unlike(guard: Guard, databases: Sequence[PooledDatabase]) -> bool:
 
 
 def _require_writable(guard: Guard, clock: Clock) -> None:
-    sightings = ask(guard.members, clock)
-    verdict = deadman_decision(sightings, 0, 1)
-    if verdict.target != guard.target:
+    sightings = ask(guard, clock)
+    if [item.name for item in writable_on_newest(sightings)[0]] != [guard.target]:
         seen = ", ".join(
             f"{item.name} {'writable' if item.writable else 'not writable'} on timeline {item.timeline or '?'}"
             for item in sightings
@@ -325,8 +360,8 @@ def _listing(processes: Sequence[Process]) -> str:
     return ", ".join(f"{process.pid} {process.config_file or '?'}" for process in processes) or "none"
 
 
-def _guarded_databases(guard: Guard, clock: Clock) -> list[str]:
-    """Names of this cluster's databases, after the console has shown that it can be used for what comes."""
+def _guarded_databases(guard: Guard, clock: Clock) -> list[PooledDatabase]:
+    """The databases that follow the primary, after the console has shown that it can be used for what comes."""
     deadline = Deadline.after(clock, _CONSOLE_SECONDS)
     console = PoolerConsole(guard.pooler, clock)
     try:
@@ -346,13 +381,24 @@ def _guarded_databases(guard: Guard, clock: Clock) -> list[str]:
             expected=f"a user of admin_users ({state.settings.get('admin_users') or 'none'})",
             remedy="log in as one of admin_users, or add this user to them and RELOAD",
         )
-    if not routes(_read(guard.config_file), guard.everywhere):
+    files = _read(guard.config_file)
+    entries = routes(files, guard.everywhere)
+    if not entries:
         raise DbopsError(
             found=f"{guard.config_file} leads to no member of cluster {guard.cluster}",
             expected="a database whose host and port are a member's address and port",
             remedy="take the pooler off this cluster, or write the members' addresses as the pooler's file has them",
         )
-    return [database.name for database in state.routed_to(guard.everywhere)]
+    strange = [name for name in guard.databases if name not in {entry.name for entry in entries}]
+    if strange:
+        known = {entry.name: f"leads to {entry.host}:{entry.port}" for file in files for entry in file.entries}
+        raise DbopsError(
+            found="; ".join(f"database {name} {known.get(name, 'is not there, or names no host')}" for name in strange)
+            + f" ({guard.config_file})",
+            expected=f"each of the pooler's databases leads to a member of cluster {guard.cluster}",
+            remedy="correct databases of this pooler, or its configuration file",
+        )
+    return guard.following(state.databases)
 
 
 def _read(path: str, root: str = "") -> list[ConfigFile]:
@@ -375,7 +421,7 @@ def _read(path: str, root: str = "") -> list[ConfigFile]:
 
 
 def _planned(guard: Guard, target: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    return repoint_files(_read(guard.config_file), guard.addresses, target, guard.aliases)
+    return repoint_files(_read(guard.config_file), guard.addresses, target, guard.aliases, guard.databases)
 
 
 def _write_all(texts: Mapping[str, str]) -> None:
@@ -417,21 +463,24 @@ def _write(path: str, text: str) -> None:
 # -- the members
 
 
-def ask(members: Sequence[Member], clock: Clock) -> list[Sighting]:
-    """Ask every member at once whether it is writable, and on which timeline; one second for all."""
-    with ThreadPoolExecutor(max_workers=max(1, len(members))) as pool:
-        return list(pool.map(lambda member: _sight(member, clock), members))
+def ask(guard: Guard, clock: Clock) -> list[Sighting]:
+    """Ask every member at once whether it is writable, on which timeline, and whether a run holds the lease there; one
+    second for all."""
+    lease = lease_key(guard.cluster)
+    with ThreadPoolExecutor(max_workers=max(1, len(guard.members))) as pool:
+        return list(pool.map(lambda member: _sight(member, lease, clock), guard.members))
 
 
-def _sight(member: Member, clock: Clock) -> Sighting:
+def _sight(member: Member, lease: tuple[int, int], clock: Clock) -> Sighting:
     deadline = Deadline.after(clock, _ASK_SECONDS)
     try:
         with connect(member.endpoint, clock=clock, deadline=deadline, application_name="dbops_guard") as session:
             row = session.rows(_SIGHTING, deadline=deadline)[0]
+            leased = bool(session.rows(HOLDERS, lease, deadline=deadline))
     except DbopsError:
         return Sighting(name=member.name, writable=False, timeline=0)
     timeline = int(row["wal_file"][:8], 16) if row["wal_file"] else int(row["followed"] or 0)
-    return Sighting(name=member.name, writable=bool(row["writable"]), timeline=timeline)
+    return Sighting(member.name, bool(row["writable"]), timeline, leased=leased)
 
 
 # -- the dead-man's record: who it is, and what it has done
@@ -587,6 +636,7 @@ class Deadman:
         self.end = Deadline.after(clock, guard.lifetime_s)
         self._best: Sighting | None = None
         self._last = ""
+        self._decided: Verdict | None = None
 
     def begin(self) -> None:
         """Be found (pid file), be heard (log), and be able to read the console."""
@@ -621,7 +671,9 @@ class Deadman:
                 held = [database.name for database in databases if database.paused]
                 now = self.clock.monotonic()
                 since = (since if since is not None else now) if held else None
-                if since is not None and (now - since) * 1000 > self.guard.pause_limit_ms:
+                if since is None:
+                    self._decided = None
+                elif (now - since) * 1000 > self.guard.pause_limit_ms:
                     self._act(databases, held, (now - since) * 1000)
             except Exception as error:  # noqa: BLE001 - whatever happens: a dead-man that dies leaves the clients held
                 # Only our own messages are known to hold no secret.
@@ -632,21 +684,18 @@ class Deadman:
 
     def _ours(self) -> list[PooledDatabase]:
         deadline = Deadline.after(self.clock, _ASK_SECONDS)
-        return routed_to(self.console.databases(deadline), self.guard.everywhere)
+        return self.guard.following(self.console.databases(deadline))
 
     def _act(self, databases: Sequence[PooledDatabase], held: Sequence[str], paused_ms: float) -> None:
         sightings = self._look()
         verdict = deadman_decision(sightings, paused_ms, self.guard.hard_limit_ms, self._best)
+        # Twice in a row: a run that has just started the old primary again needs a moment to take its lease there.
+        certain, self._decided = verdict == self._decided, verdict
         if not verdict.resume:
             self._once("waiting", reason=verdict.reason, databases=list(held))
+        if not (verdict.resume and certain):
             return
-        deadline = Deadline.after(self.clock, _CONSOLE_SECONDS)
-        if verdict.target:
-            _write_all(_planned(self.guard, verdict.target)[0])
-            self.console.reload(deadline)
-            names = [database.name for database in databases]
-            self.console.repoint_check(names, *self.guard.addresses[verdict.target], deadline)
-        self.console.resume(held, deadline)
+        _release(self.guard, self.console, databases, verdict.target, self.clock)
         self._log(
             "resumed",
             target=verdict.target,
@@ -664,7 +713,7 @@ class Deadman:
         self._log("expired", target=verdict.target, reason=verdict.reason)
 
     def _look(self) -> list[Sighting]:
-        sightings = ask(self.guard.members, self.clock)
+        sightings = ask(self.guard, self.clock)
         writable = [item for item in (*sightings, self._best) if item and item.writable]
         self._best = max(writable, key=lambda item: item.timeline, default=None)
         return sightings

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .._core.journal import Journal, LockFile, make_state_directory, params_hash
 from .._core.journal import open_operation as open_journal
-from .._core.operation import Check, Runner, Step, refuse_unless_good
+from .._core.operation import Check, Outcome, Runner, Step, refuse_unless_good
 from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import read_receiver
 from .._postgresql.lsn import format_lsn
@@ -28,22 +27,9 @@ from .._postgresql.switchover_plan import LocalFacts, Observed, Phase, Switchove
 from .switchover_context import SwitchoverContext
 from .switchover_steps import SwitchoverSteps
 
-LOCK_CLASS = 0x64626F70  # "dbop": the first key of the advisory locks of this collection
 RECONNECT_SECONDS = 12.0
 
 Records = list[dict[str, Any]]
-
-
-@dataclass
-class Outcome:
-    """What the module returns. ``details`` are keys of the result, documented in the module's RETURN."""
-
-    changed: bool = False
-    state: str = ""
-    message: str = ""
-    before: dict[str, Any] = field(default_factory=dict)
-    after: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ class Switchover:
         if check_mode:
             return self._predict(found)
         # What was seen before the lease may be over by now: another run can have ended in between.
-        self._lease(found.observed)
+        self.sessions.take_lease(self.request.cluster, found.observed.nodes, first=self.request.candidate)
         found = self._look(check_mode=False)
         if self._nothing_to_do(found):
             return self._unchanged(found.observed)
@@ -435,29 +421,6 @@ class Switchover:
         journal = Journal(self.directory / f"{operation}.jsonl", operation=operation, clock=self.clock)
         journal.append("operation", "closed", state=state)
         journal.close()
-
-    def _lease(self, observed: Observed) -> None:
-        """An advisory lock on every member that answers, held by idle sessions until this process ends. On the
-        candidate it survives the promotion."""
-        key = zlib.crc32(self.request.cluster.encode()) & 0x7FFFFFFF
-        names = [name for name, facts in observed.nodes.items() if facts.answered]
-        for name in sorted(names, key=lambda item: item != self.request.candidate):
-            session = self.sessions.to(name)
-            if session.value("SELECT pg_try_advisory_lock(%s, %s)", [LOCK_CLASS, key]):
-                continue
-            holder = session.rows(
-                """SELECT a.pid, a.application_name, coalesce(a.client_addr::text, 'local') AS client
-                     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
-                    WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = %s AND l.objid::bigint = %s""",
-                [LOCK_CLASS, key],
-            )
-            who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holder)
-            raise DbopsError(
-                found=f"another run holds the lease of cluster {self.request.cluster} on {name}: {who or 'unknown'}",
-                expected="one operation on this cluster at a time",
-                remedy="wait for that run to end; a run that died has lost its lease already",
-                details={**self._common(), "state": "refused", "changed": False},
-            )
 
 
 def _before_promotion(steps: SwitchoverSteps) -> list[Step]:

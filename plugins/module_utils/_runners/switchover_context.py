@@ -11,13 +11,13 @@ from typing import Any
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts
-from .._postgresql.client import Endpoint, Session, connect
+from .._postgresql.client import connect
 from .._postgresql.control import read_control
 from .._postgresql.local import LocalServer, Service
 from .._postgresql.pgbouncer import PoolerConsole
 from .._postgresql.switchover_plan import LocalFacts, Observed, Probe, Request
 from .._postgresql.wal import read_shutdown_checkpoint, record_after, shutdown_checkpoint_ending_at
-from .members import ClusterSessions, endpoint, members, read_pooler
+from .members import ClusterSessions, endpoint, members, read_pooler, replication_endpoint
 
 CALL_SECONDS = 10.0
 
@@ -66,6 +66,8 @@ class SwitchoverContext:
             pooler["name"]: PoolerConsole(endpoint({**pooler, "login_db": "pgbouncer"}), clock)
             for pooler in options["poolers"]
         }
+
+        self.pooled = {pooler["name"]: tuple(pooler.get("databases") or ()) for pooler in options["poolers"]}
 
     def close(self) -> None:
         for console in self.consoles.values():
@@ -143,27 +145,13 @@ class SwitchoverContext:
         except DbopsError as error:
             return None, error.found
 
-    def _replication_endpoint(self) -> Endpoint:
-        member = self.request.members[self.request.candidate]
-        return Endpoint(
-            name=member.name,
-            host=member.address,
-            port=member.port,
-            user=self.options["replication_user"],
-            passfile=self.options.get("replication_passfile") or "",
-            ssl_mode=self.options["replication_ssl_mode"],
-        )
-
-    def replication(self) -> Session:
-        """A replication connection to the candidate as the old primary will open it; a precheck has tried it."""
-        return connect(
-            self._replication_endpoint(), clock=self.clock, timeout=CALL_SECONDS, replication=True,
-            application_name="dbops probe",
-        )  # fmt: skip
-
     def _replication_problem(self) -> str:
+        """A replication connection to the candidate as the old primary will open it."""
         try:
-            with self.replication() as session:
+            login = replication_endpoint(self.request.members[self.request.candidate], self.options)
+            with connect(
+                login, clock=self.clock, timeout=CALL_SECONDS, replication=True, application_name="dbops probe"
+            ) as session:
                 session.rows("IDENTIFY_SYSTEM")
         except DbopsError as error:
             return error.found

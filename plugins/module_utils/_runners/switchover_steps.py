@@ -12,43 +12,40 @@ from typing import Any
 from .._core.clock import Deadline, wait_until
 from .._core.errors import DbopsError
 from .._core.journal import Journal
-from .._core.operation import PlannedStep, Runner, Step
+from .._core.operation import Runner, Step
 from .._postgresql import switchover_plan as planner
-from .._postgresql.catalog import OPERATION_TABLE, read_receiver
-from .._postgresql.client import Session, conninfo
 from .._postgresql.control import read_control
 from .._postgresql.follow_up import follow_up
 from .._postgresql.lsn import format_lsn, parse_lsn
-from .._postgresql.pgbouncer import PoolerConsole
-from .._postgresql.switchover_plan import Follower, Observed, SwitchoverPlan
-from .._postgresql.wal import history_switchpoint, read_shutdown_checkpoint
-from .switchover_context import CALL_SECONDS, SwitchoverContext
+from .._postgresql.pgbouncer import PooledDatabase, PoolerConsole, following
+from .._postgresql.switchover_plan import Observed, SwitchoverPlan
+from .._postgresql.wal import read_shutdown_checkpoint
+from .promotion import CALL_SECONDS, POLL_SECONDS, PromotionSteps
+from .switchover_context import SwitchoverContext
 
 INTENT_SECONDS = 5.0
-FORWARD_SECONDS = 60.0
 UNDO_SECONDS = 60.0
 DRAIN_SHARE = 0.4  # of the pause: the rest is needed to stop, prove and promote
-POLL_SECONDS = 0.002
 LAST_LOOK_SECONDS = 0.25
-PROMOTE_AGAIN_SECONDS = 0.15
 
 
-class SwitchoverSteps:
+class SwitchoverSteps(PromotionSteps):
     """The steps of one operation. ``pending`` collects what could not be finished after the promotion."""
 
     def __init__(
         self, context: SwitchoverContext, *, operation: str, plan: SwitchoverPlan, journal: Journal, runner: Runner
     ) -> None:
+        request = context.request
+        super().__init__(
+            options=context.options, members=request.members, sessions=context.sessions, clock=context.clock, plan=plan
+        )
         self.context = context
         self.operation = operation
         self.plan = plan
         self.journal = journal
         self.runner = runner
-        self.clock = context.clock
-        self.request = context.request
-        self.options = context.options
+        self.request = request
         self.local = context.local
-        self.sessions = context.sessions
         self.consoles = context.consoles
         self.warnings: list[str] = []
         self.pending: list[str] = []
@@ -62,18 +59,13 @@ class SwitchoverSteps:
 
     def all(self) -> dict[str, Step]:
         """In order, by name."""
-        return {name: self._step(planned) for name, planned in planner.planned_steps(self.request, self.plan).items()}
+        return self.hands(planner.planned_steps(self.request, self.plan))
 
     def pause_ms(self) -> float | None:
         """How long this run held clients; None where it did not, or where a run before it began the pause."""
         if self.pause_began is None or self.pause_ended is None:
             return None
         return round((self.pause_ended - self.pause_began) * 1000, 1)
-
-    def _step(self, planned: PlannedStep) -> Step:
-        apply = getattr(self, f"apply_{planned.name}")
-        undo = getattr(self, f"undo_{planned.name}", None)
-        return Step(planned, apply, undo) if undo else Step(planned, apply)
 
     def _in_pause(self, seconds: float = CALL_SECONDS) -> Deadline:
         """Before the promotion: what is left of the pause. After it there is no way back, so calls get their time."""
@@ -89,9 +81,7 @@ class SwitchoverSteps:
 
     def apply_intent(self) -> None:
         session = self.sessions.to(self.plan.old_primary)
-        for name, statement in OPERATION_TABLE.items():
-            if session.value(f"SELECT {name}") is None:
-                session.run(statement)
+        self.make_operation_table(session)
         session.run(
             "UPDATE dbops.operation SET state = 'abandoned', closed_at = now() WHERE state = 'open' AND cluster = %s",
             [self.request.cluster],
@@ -146,7 +136,7 @@ class SwitchoverSteps:
     def apply_slots(self) -> None:
         session = self.sessions.to(self.plan.candidate)
         for name in self.plan.create_slots:
-            self._create_slot(session, name, reserve=True)
+            self.create_slot(session, name, reserve=True)
         positions = {
             row["slot_name"]: row["restart_lsn"]
             for row in session.rows("SELECT slot_name, restart_lsn::text FROM pg_replication_slots")
@@ -160,52 +150,24 @@ class SwitchoverSteps:
                     " let it catch up first, or take a new base backup for it"
                 )
 
-    @staticmethod
-    def _create_slot(session: Session, name: str, *, reserve: bool, deadline: Deadline | None = None) -> None:
-        session.run(
-            """SELECT pg_create_physical_replication_slot(%s, %s)
-                WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)""",
-            [name, reserve, name],
-            deadline=deadline,
-        )
-
-    @staticmethod
-    def _drop_slot(session: Session, name: str, *, deadline: Deadline | None = None) -> None:
-        session.run(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active",
-            [name],
-            deadline=deadline,
-        )
-
     def undo_slots(self) -> None:
         session = self.sessions.to(self.plan.candidate)
         for name in (*self.plan.create_slots, planner.marker_slot(self.operation)):
-            self._drop_slot(session, name)
+            self.drop_slot(session, name)
 
     def apply_tune_candidate(self) -> None:
         session = self.sessions.to(self.plan.candidate)
-        self._alter_system(session, "wal_retrieve_retry_interval", planner.RETRY_INTERVAL)
+        self.alter_system(session, "wal_retrieve_retry_interval", planner.RETRY_INTERVAL)
         if self.plan.sync_after is not None and not self.request.accept_async_window:
-            self._alter_system(session, "synchronous_standby_names", self.plan.sync_after)
+            self.alter_system(session, "synchronous_standby_names", self.plan.sync_after)
         session.run("SELECT pg_reload_conf()")
 
     def undo_tune_candidate(self) -> None:
         session = self.sessions.to(self.plan.candidate)
-        self._restore_retry_interval(session)
+        self.restore_retry_interval(session)
         if self.plan.sync_after is not None:
-            self._alter_system(session, "synchronous_standby_names", self.plan.sync_before or None)
+            self.alter_system(session, "synchronous_standby_names", self.plan.sync_before or None)
         session.run("SELECT pg_reload_conf()")
-
-    def _restore_retry_interval(self, session: Session) -> None:
-        self._alter_system(session, "wal_retrieve_retry_interval", self.plan.retry_interval_before)
-
-    @staticmethod
-    def _alter_system(session: Session, name: str, value: str | None) -> None:
-        """``name`` comes from this file, never from outside."""
-        if value is None:
-            session.run(f"ALTER SYSTEM RESET {name}")
-        else:
-            session.run(f"ALTER SYSTEM SET {name} = %s", [value])
 
     def apply_checkpoints(self) -> None:
         """The second is short, and makes the one at shutdown short. Then everything the pause needs is opened."""
@@ -215,10 +177,13 @@ class SwitchoverSteps:
         self.sessions.to(self.plan.candidate).run("CHECKPOINT", deadline=deadline)
         primary.run("CHECKPOINT", deadline=deadline)
         for name, console in self.consoles.items():
-            addresses = self._addresses(self.plan.old_primary)
-            state = console.state(Deadline.after(self.clock, CALL_SECONDS))
-            self._routes[name] = [database.name for database in state.routed_to(addresses)]
+            databases = self._following(name, Deadline.after(self.clock, CALL_SECONDS), self.plan.old_primary)
+            self._routes[name] = [database.name for database in databases]
             console.prepare_pause(self._routes[name])
+
+    def _following(self, pooler: str, deadline: Deadline, *members: str) -> list[PooledDatabase]:
+        databases = self.consoles[pooler].databases(deadline)
+        return following(databases, self._addresses(*members), self.context.pooled[pooler])
 
     def _addresses(self, *names: str) -> set[tuple[str, int]]:
         chosen = [self.request.members[name] for name in names or tuple(self.request.members)]
@@ -240,9 +205,9 @@ class SwitchoverSteps:
                 expected="a writable server for the clients",
                 remedy="start it; the next run, or the poolers' dead-men, resume the clients",
             )
-        for console in self.consoles.values():
+        for name, console in self.consoles.items():
             deadline = Deadline.after(self.clock, CALL_SECONDS)
-            held = [item.name for item in console.state(deadline).routed_to(self._addresses()) if item.paused]
+            held = [item.name for item in self._following(name, deadline) if item.paused]
             if held:
                 console.resume(held, deadline)
         if self.pause_began is not None:
@@ -251,7 +216,7 @@ class SwitchoverSteps:
     def apply_plant_signal(self) -> None:
         self._begin_pause()
         self.local.plant_signal()
-        self._create_slot(
+        self.create_slot(
             self.sessions.to(self.plan.candidate),
             planner.marker_slot(self.operation),
             reserve=False,
@@ -281,7 +246,7 @@ class SwitchoverSteps:
             self.local.remove_signal()
             return
         try:
-            self._drop_slot(
+            self.drop_slot(
                 self.sessions.to(self.plan.candidate, timeout=2.0),
                 planner.marker_slot(self.operation),
                 deadline=Deadline.after(self.clock, 2.0),
@@ -289,6 +254,22 @@ class SwitchoverSteps:
         except DbopsError as error:
             self.warnings.append(f"the marker slot on {self.plan.candidate} could not be dropped: {error.found}")
         deadline = Deadline.after(self.clock, UNDO_SECONDS)
+        self._end_old_primary(deadline)
+        self.local.remove_signal()
+        if not self.local.start(deadline, may_run=True) and self._answers_as_standby(deadline):
+            # Somebody started it while the signal was still there. Whoever does so again starts a primary.
+            self._end_old_primary(deadline)
+            self.local.start(deadline, may_run=True)
+        wait_until(
+            lambda: self.writable(self.plan.old_primary),
+            bool,
+            deadline=deadline,
+            interval=0.02,
+            what=f"{self.plan.old_primary} accepts writes again",
+            remedy="read its log; it has everything that was acknowledged",
+        )
+
+    def _end_old_primary(self, deadline: Deadline) -> None:
         if self.local.pid() is not None:
             if not self.local.stop_pending and not self._stop_requested():
                 self.local.begin_stop()
@@ -300,29 +281,25 @@ class SwitchoverSteps:
                     remedy="stop it by its service, remove standby.signal from its data directory, and start it",
                 )
         self.local.end_stop(Deadline.after(self.clock, 5.0))
-        self.local.remove_signal()
-        self.local.start(deadline)
+
+    def _answers_as_standby(self, deadline: Deadline) -> bool:
+        """Wait until the old primary answers, as whatever it is."""
+        name = self.plan.old_primary
         wait_until(
-            lambda: self.writable(self.plan.old_primary),
+            lambda: self.writable(name) or self._is_standby(name),
             bool,
             deadline=deadline,
             interval=0.02,
-            what=f"{self.plan.old_primary} accepts writes again",
-            remedy="read its log; it has everything that was acknowledged",
+            what=f"{name} answers",
+            remedy="read its log",
         )
+        return self._is_standby(name)
 
     def _stop_requested(self) -> bool:
         return read_control(self.local.data_dir, self.clock).state in ("shutting down", "shut down")
 
     def _local_in_recovery(self) -> bool:
         return read_control(self.local.data_dir, self.clock).state == "in archive recovery"
-
-    def writable(self, name: str) -> bool:
-        try:
-            return self.sessions.to(name, timeout=2.0).value("SELECT NOT pg_is_in_recovery()") is True
-        except DbopsError:
-            self.sessions.drop(name)
-            return False
 
     def apply_prove(self) -> None:
         """No promotion without it: the candidate has replayed the end of the record with which the primary ended."""
@@ -354,77 +331,12 @@ class SwitchoverSteps:
         }
         self.journal.append("prove", "note", durable=False, proof=self.proof)
 
-    def apply_promote(self) -> None:
-        candidate = self.sessions.to(self.plan.candidate)
-        deadline = Deadline.after(self.clock, FORWARD_SECONDS)
-        sent_at = -1.0
-        while candidate.value("SELECT pg_is_in_recovery()", deadline=deadline):
-            now = self.clock.monotonic()
-            if deadline.passed():
-                raise DbopsError(
-                    found=f"{self.plan.candidate} is still in recovery {FORWARD_SECONDS:g} s after pg_promote",
-                    expected="it becomes the primary",
-                    remedy="read its log; run again: the old primary stays down until the candidate is promoted",
-                )
-            # A request that arrives while the startup process sleeps in wal_retrieve_retry_interval is seen only at
-            # its next look; asking again wakes it.
-            if now - sent_at > PROMOTE_AGAIN_SECONDS:
-                candidate.run("SELECT pg_promote(false)", deadline=deadline)
-                sent_at = now
-            self.clock.sleep(POLL_SECONDS)
-
     def apply_follow(self) -> None:
         for follower in self.plan.followers[1:]:
             try:
-                self._follow(follower)
+                self.follow(follower)
             except DbopsError as error:
                 self.pending.append(f"{follower.name} does not follow: {error.found}")
-
-    def _follow(self, follower: Follower) -> None:
-        session = self.sessions.to(follower.name)
-        self._alter_system(session, "primary_conninfo", self._conninfo(follower))
-        self._alter_system(session, "primary_slot_name", follower.slot)
-        session.run("SELECT pg_reload_conf()")
-        self._await_streaming(follower.name, seconds=self.options["follow_timeout"])
-
-    def _conninfo(self, follower: Follower) -> str:
-        member = self.request.members[self.plan.candidate]
-        return conninfo(
-            {
-                "host": member.address,
-                "port": str(member.port),
-                # Streaming ignores it; the worker that synchronises failover slots (17) logs in to it.
-                "dbname": self.sessions.endpoints[member.name].dbname,
-                "user": self.options["replication_user"],
-                "passfile": self.options.get("replication_passfile") or "",
-                "application_name": follower.application_name,
-                "sslmode": self.options["replication_ssl_mode"],
-            }
-        )
-
-    def _await_streaming(self, name: str, *, seconds: float) -> None:
-        target = self.request.members[self.plan.candidate]
-
-        def receiver() -> str:
-            try:
-                found = read_receiver(self.sessions.to(name, timeout=2.0))
-            except DbopsError as error:
-                self.sessions.drop(name)
-                return error.found
-            if found is None:
-                return "no walreceiver"
-            if target.is_at(found.sender_host, found.sender_port) and found.status == "streaming":
-                return "streaming" if found.timeline > self.plan.old_timeline else "streaming the old timeline"
-            return f"{found.status} from {found.sender_host}:{found.sender_port}"
-
-        wait_until(
-            receiver,
-            lambda status: status == "streaming",
-            deadline=Deadline.after(self.clock, seconds),
-            interval=0.02,
-            what=f"{name} streams from {self.plan.candidate} on the new timeline",
-            remedy=f"read the log of {name}; run again when it is mended",
-        )
 
     def apply_rejoin(self) -> None:
         name = self.plan.old_primary
@@ -437,17 +349,24 @@ class SwitchoverSteps:
         follower = self.plan.followers[0]
         if self.local.pid() is not None and self._is_standby(name):
             self._secure_archive()
-            self._follow(follower)  # somebody started it meanwhile: the planted signal made it a standby
+            self.follow(follower)  # somebody started it meanwhile: the planted signal made it a standby
             return
         if not self.local.end_stop(Deadline.after(self.clock, self.options["stop_timeout"])):
             self.pending.append(f"{name} has not ended yet (its archiver may still be at work)")
             return
         self._secure_archive()
         self.local.plant_signal()
-        self.local.write_settings({"primary_conninfo": self._conninfo(follower), "primary_slot_name": follower.slot})
+        settings = {
+            "primary_conninfo": self.conninfo(follower, self.plan.candidate),
+            "primary_slot_name": follower.slot,
+        }
+        self.local.write_settings(settings)
         try:
-            self.local.start(Deadline.after(self.clock, UNDO_SECONDS))
-            self._await_streaming(name, seconds=self.options["follow_timeout"])
+            deadline = Deadline.after(self.clock, UNDO_SECONDS)
+            if self.local.start(deadline, may_run=True):
+                self.await_streaming(name, seconds=self.options["follow_timeout"])
+            elif self._answers_as_standby(deadline):
+                self.follow(follower)  # whoever was faster may have read the settings before they were written
         except DbopsError as error:
             self.pending.append(f"{name} does not follow: {error.found}")
 
@@ -483,8 +402,7 @@ class SwitchoverSteps:
     def _resume(self, name: str, console: PoolerConsole) -> None:
         target = self.request.members[self.plan.candidate]
         deadline = Deadline.after(self.clock, CALL_SECONDS)
-        ours = self._addresses()
-        databases = [item.name for item in console.databases(deadline) if (item.host, item.port) in ours]
+        databases = [item.name for item in self._following(name, deadline)]
 
         def problem() -> str:
             try:
@@ -506,16 +424,16 @@ class SwitchoverSteps:
 
     def apply_tidy(self) -> None:
         session = self.sessions.to(self.plan.candidate)
-        self._restore_retry_interval(session)
+        self.restore_retry_interval(session)
         # Also where it was set before the pause: the run that prepared it may have been given accept_async_window.
         if self.plan.sync_after is not None:
-            self._alter_system(session, "synchronous_standby_names", self.plan.sync_after)
+            self.alter_system(session, "synchronous_standby_names", self.plan.sync_after)
         session.run("SELECT pg_reload_conf()")
         if self.pending:
             return
         old = self.sessions.to(self.plan.old_primary)
         for name in (*self.plan.drop_slots, *self.request.accept_lost_slots):
-            self._drop_slot(old, name)
+            self.drop_slot(old, name)
         # Its own failover slots would keep the slot synchronisation of the new standby from working.
         if int(old.value("SELECT current_setting('server_version_num')")) >= 170000:
             old.run(
@@ -527,8 +445,7 @@ class SwitchoverSteps:
         plan = self.plan
         session = self.sessions.to(plan.candidate)
         session.run("CHECKPOINT", deadline=Deadline.after(self.clock, self.options["checkpoint_timeout"]))
-        timeline = session.value("SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int")
-        fork = self._fork_lsn(timeline)
+        timeline, fork = self.new_timeline()
         self.proof.update(new_timeline=timeline, fork=format_lsn(fork))
         end = self.proof.get("shutdown_checkpoint_end")
         if end is not None and parse_lsn(end) != fork:
@@ -556,21 +473,8 @@ class SwitchoverSteps:
             "UPDATE dbops.operation SET detail = detail || %s, state = 'done', closed_at = now() WHERE id = %s",
             [json.dumps({"certificate": self.proof}), self.operation],
         )
-        self._drop_slot(session, planner.marker_slot(self.operation))
+        self.drop_slot(session, planner.marker_slot(self.operation))
         self.follow_up = follow_up(facts[plan.old_primary], data_dir=self.local.data_dir)
-
-    def _fork_lsn(self, timeline: int) -> int:
-        if timeline <= self.plan.old_timeline:
-            raise DbopsError(
-                found=f"{self.plan.candidate} writes on timeline {timeline}",
-                expected=f"a timeline above {self.plan.old_timeline}",
-                remedy="it was not promoted by this run; find out what happened before clients use it",
-            )
-        with self.context.replication() as session:
-            row = session.rows(f"TIMELINE_HISTORY {timeline}")[0]
-        content = row["content"]
-        text = content if isinstance(content, str) else bytes(content).decode()
-        return history_switchpoint(text, self.plan.old_timeline)
 
     def recall_proof(self, journal: list[dict[str, Any]], observed: Observed) -> None:
         """A killed run proved it before it promoted; where its journal is not here, the old primary's WAL does."""

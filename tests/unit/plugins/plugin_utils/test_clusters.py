@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import endpoint_options, node_options
+from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import (
+    endpoint_options,
+    node_options,
+    pooler_options,
+)
 from ansible_collections.stateful.dbops.plugins.plugin_utils.clusters import LOGIN, nodes, poolers, probes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,7 +36,7 @@ CLUSTER: dict[str, Any] = {
     "poolers": [
         {"name": "pooler1", "host": "pool1", "address": "10.0.1.1", "config_file": "/etc/a.ini", "login_user": "admin"},
         {"name": "pooler2", "host": "pool2", "address": "10.0.1.2", "port": "6433", "login_host": "127.0.0.1",
-         "login_port": "6434", "config_file": "/etc/b.ini"},
+         "login_port": "6434", "config_file": "/etc/b.ini", "databases": ["accounts"]},
     ],
 }  # fmt: skip
 
@@ -60,7 +64,13 @@ def test_the_clusters_login_is_no_poolers() -> None:
             "login_user": "admin",
             "config_file": "/etc/a.ini",
         },
-        {"name": "pooler2", "login_host": "127.0.0.1", "login_port": 6434, "config_file": "/etc/b.ini"},
+        {
+            "name": "pooler2",
+            "login_host": "127.0.0.1",
+            "login_port": 6434,
+            "config_file": "/etc/b.ini",
+            "databases": ["accounts"],
+        },
     ]
 
 
@@ -71,6 +81,7 @@ def test_what_the_guards_counted_goes_to_the_pooler_in_the_same_place() -> None:
         ("pooler2", None, "pg2"),
     ]
     assert all("config_file" not in one for one in made)
+    assert [one.get("databases") for one in made] == [None, ["accounts"]]
 
 
 @pytest.mark.parametrize("absent", [{}, {"poolers": None}, {"poolers": []}])
@@ -107,7 +118,7 @@ def test_the_example_inventory_fits_the_modules() -> None:
         for node in nodes(cluster):
             assert set(node) <= set(node_options())
         for pooler in poolers(cluster, [{"listeners": 1}] * 9, "pg2"):
-            assert set(pooler) <= {*endpoint_options(), "listeners", "staged_for"}
+            assert set(pooler) <= {*pooler_options(), "listeners", "staged_for"}
 
 
 def test_every_login_word_is_an_option() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -117,6 +118,24 @@ def test_a_port_where_nobody_listens_is_named(listener: socket.socket) -> None:
     assert "refused" in raised.value.found
     assert "pg_hba.conf" in raised.value.remedy
     assert PASSWORD not in raised.value.message
+
+
+def test_a_passfile_that_libpq_ignores_is_named(tmp_path: Path) -> None:
+    passfile = tmp_path / "pass"
+
+    def refusal() -> str:
+        at = Endpoint(name="pg1", host="127.0.0.1", port=1, user="dbops", passfile=str(passfile))
+        with pytest.raises(DbopsError) as raised:
+            connect(at, clock=Clock(), timeout=5)
+        return raised.value.found
+
+    assert f"passfile {passfile}: No such file or directory" in refusal()
+    passfile.write_text(f"*:*:*:*:{PASSWORD}\n")
+    passfile.chmod(0o640)
+    assert f"passfile {passfile} is ignored" in refusal()
+    assert PASSWORD not in refusal()
+    passfile.chmod(0o600)
+    assert "passfile" not in refusal()
 
 
 def test_a_closed_session_says_so_and_closes_twice() -> None:

@@ -61,7 +61,10 @@ def soon(seconds: float = 20.0) -> Deadline:
 @contextmanager
 def postmaster(data: Path, script: str = "import time; time.sleep(60)") -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like the server of ``data``: it works there, and postmaster.pid names it."""
-    with subprocess.Popen([sys.executable, "-c", script], cwd=data) as process:
+    # As a postmaster does, it heeds SIGQUIT, which whatever a shell runs with "&" ignores.
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=data, preexec_fn=lambda: signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    ) as process:
         (data / "postmaster.pid").write_text(f"{process.pid}\n{data}\n")
         yield process
         process.kill()
@@ -370,6 +373,17 @@ def test_a_start_that_fails_says_what_the_command_said(data: Path) -> None:
         server(data, failing).start(soon())
     assert "failed (3): port is in use badly" in raised.value.found
     assert str(data) in raised.value.remedy
+
+
+def test_a_start_that_somebody_else_was_faster_with(data: Path) -> None:
+    """pg_ctlcluster fails when the server runs already. That is an error unless the caller expects it."""
+    late = server(data, Service(("sh", "-c", "echo already running; exit 2"), ("true",)))
+    with postmaster(data):
+        assert late.start(soon(), may_run=True) is False
+        with pytest.raises(DbopsError, match="already running"):
+            late.start(soon())
+    with pytest.raises(DbopsError, match="already running"):
+        late.start(soon(), may_run=True)
 
 
 # The command is left alone, so Python complains about a Popen that nobody waits for.

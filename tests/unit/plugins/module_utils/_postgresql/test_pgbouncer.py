@@ -8,6 +8,7 @@ That our reading of the file is PgBouncer's own is shown by a real one in tests/
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbounc
     PooledDatabase,
     PoolerState,
     Sighting,
+    Verdict,
     deadman_decision,
+    following,
     read_config,
     repoint,
     repoint_files,
@@ -221,6 +224,29 @@ def test_a_stats_user_is_no_admin() -> None:
     assert state.shares_port
 
 
+def test_who_follows_the_primary() -> None:
+    """Without names whoever leads to a member; else those that are named, wherever they lead."""
+    databases = [
+        PooledDatabase(name, host, 5432, "a", "transaction", 0, paused=False, disabled=False)
+        for name, host in (("a", "10.0.0.1"), ("a_ro", "10.0.0.2"), ("b", "192.0.2.9"))
+    ]
+
+    def names(*given: str) -> list[str]:
+        return [database.name for database in following(databases, MEMBERS.values(), given)]
+
+    assert names() == ["a", "a_ro"]
+    assert names("a", "c") == ["a"]
+    assert names("b") == ["b"]
+
+
+def test_a_database_that_is_not_named_stays_as_it_is() -> None:
+    text = "[databases]\na = host=10.0.0.1\na_ro = host=10.0.0.3\nlist = host=10.0.0.3,10.0.0.1\n"
+    files = read_config("/x.ini", {"/x.ini": text}.__getitem__)
+    texts, changes = repoint_files(files, MEMBERS, "pg2", names=["a"])
+    assert texts["/x.ini"].splitlines()[2:] == text.splitlines()[2:]
+    assert [change["database"] for change in changes] == ["a"]
+
+
 def test_paused_is_not_drained() -> None:
     database = PooledDatabase("a", "10.0.0.1", 5432, "a", "transaction", 1, paused=True, disabled=False)
     assert not database.drained
@@ -267,6 +293,18 @@ def test_before_the_hard_limit_it_acts_only_on_one_clear_primary(
 @given(SIGHTINGS, st.integers(HARD, 2 * HARD), BEST)
 def test_past_the_hard_limit_clients_are_let_go(seen: list[Sighting], paused: int, best: Sighting | None) -> None:
     assert deadman_decision(seen, paused, HARD, best).resume
+
+
+@given(SIGHTINGS.filter(bool), st.integers(0, 2 * HARD), BEST)
+def test_while_a_run_holds_the_lease_it_waits_until_the_hard_limit(
+    seen: list[Sighting], paused: int, best: Sighting | None
+) -> None:
+    leased = [replace(seen[0], leased=True), *seen[1:]]
+    verdict = deadman_decision(leased, paused, HARD, best)
+    if paused < HARD:
+        assert verdict == Verdict(False, "", f"a run holds the lease on {seen[0].name}")
+    else:
+        assert verdict == deadman_decision(seen, paused, HARD, best)
 
 
 def test_a_candidate_that_vanished_after_its_promotion_keeps_the_clients() -> None:

@@ -74,7 +74,10 @@ def setting(name: str) -> str:
         "max_replication_slots": "10",
         "max_wal_senders": "10",
         "max_worker_processes": "8",
+        "max_slot_wal_keep_size": "-1",
         "recovery_min_apply_delay": "0",
+        "wal_keep_size": "32",
+        "wal_segment_size": str(16 << 20),
     }
     words = {
         "data_directory": "/data/",
@@ -222,9 +225,28 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("recovery_target", FAILED, REQUEST, but(pg2={"settings": {"recovery_target_timeline": "3"}})),
     ("replication_lag", UNKNOWN, REQUEST, but(pg2={"receive_lsn": None})),
     ("replication_lag", UNKNOWN, REQUEST, but(pg2={"replay_lsn": None})),
-    ("replication_lag", UNKNOWN, replace(REQUEST, max_lag_bytes=PLENTY), but(pg1={"current_lsn": None, "senders": ()})),
+    ("replication_lag", UNKNOWN, REQUEST, but(pg1={"current_lsn": None, "senders": ()})),
     ("replication_lag", FAILED, replace(REQUEST, max_lag_bytes=7), but(pg2={"replay_lsn": LSN - 8})),
     ("replication_lag", FAILED, replace(REQUEST, max_lag_bytes=7), but(pg2={"receive_lsn": LSN - 8})),
+    ("wal_kept", FAILED, REQUEST, but(pg1={"settings": {"wal_keep_size": "31"}})),
+    ("wal_kept", FAILED, replace(REQUEST, max_lag_bytes=(16 << 20) + 1), GOOD),
+    (
+        "wal_kept",
+        FAILED,
+        REQUEST,
+        but(
+            pg1={"settings": {"wal_keep_size": "0", "max_slot_wal_keep_size": "31"}},
+            pg2={"receiver": receiver(slot_name="two")},
+        ),
+    ),
+    (
+        "wal_kept",
+        FAILED,
+        REQUEST,
+        but(
+            pg1={"settings": {"wal_keep_size": "0", "archive_mode": "off"}}, pg2={"settings": {"restore_command": "cp"}}
+        ),
+    ),
     ("candidate_settings", FAILED, REQUEST, but(pg2={"settings": {"max_connections": "99"}})),
     ("candidate_settings", FAILED, REQUEST, without_setting("pg2", "max_locks_per_transaction")),
     ("hot_standby", FAILED, REQUEST, but(pg3={"settings": {"hot_standby": "off"}})),
@@ -286,6 +308,8 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("pooler_targets", FAILED, REQUEST, but(pooler={"databases": ()})),
     ("pooler_targets", FAILED, REQUEST, but(route={"host": "10.0.0.3"})),
     ("pooler_targets", FAILED, REQUEST, but(route={"paused": True})),
+    ("pooler_targets", FAILED, REQUEST, but(pooler={"missing": ("acounts",)})),
+    ("pooler_targets", FAILED, REQUEST, but(pooler={"databases": (), "missing": ("acounts",)})),
     ("pooler_staged", FAILED, REQUEST, but(pooler={"staged_for": "pg3"})),
     ("pooler_staged", FAILED, REQUEST, but(pooler={"staged_for": ""})),
     ("pooler_wait", FAILED, REQUEST, but(pooler={"query_wait_timeout_s": 9.9})),
@@ -333,6 +357,23 @@ def test_it_is_this_check_alone_that_refuses_and_it_says_why(
         ("free_slots", REQUEST, but(pg2={"slots": tuple(slot(f"s{number}") for number in range(7))})),
         ("disk_space", REQUEST, but(local={"free_bytes": 256 << 20})),
         ("candidate_settings", REQUEST, but(pg1={"settings": {"max_connections": "99"}})),
+        ("wal_kept", replace(REQUEST, max_lag_bytes=0), GOOD),
+        (
+            "wal_kept",
+            REQUEST,
+            but(
+                pg1={"settings": {"wal_keep_size": "0", "max_slot_wal_keep_size": "32"}},
+                pg2={"receiver": receiver(slot_name="two")},
+            ),
+        ),
+        (
+            "wal_kept",
+            REQUEST,
+            but(
+                pg1={"settings": {"wal_keep_size": "0", "archive_mode": "on"}},
+                pg2={"settings": {"restore_command": "cp", "archive_mode": "on"}},
+            ),
+        ),
         ("archive_settings", REQUEST, but(pg2={"settings": {"archive_mode": "always", "archive_library": "x"}})),
         ("candidate_settings", REQUEST, but(pg2={"settings": {"max_connections": "200"}})),
         ("candidate_streams", REQUEST, but(pg2={"receiver": receiver("192.0.2.1", 6001)})),
@@ -382,6 +423,8 @@ def test_a_logical_slot_needs_a_copy_that_survives_the_promotion(copy: dict[str,
         ("recovery_target", without_setting("pg3", "recovery_target_timeline")),
         ("candidate_settings", without_setting("pg1", "max_worker_processes")),
         ("archive_settings", without_setting("pg1", "archive_mode")),
+        ("wal_kept", without_setting("pg1", "wal_keep_size")),
+        ("wal_kept", without_setting("pg2", "restore_command")),
         ("synchronous_standby_names", without_setting("pg1", "synchronous_standby_names")),
     ],
 )

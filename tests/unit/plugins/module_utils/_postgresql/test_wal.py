@@ -27,9 +27,9 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.control
     parse_control,
 )
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.lsn import parse_lsn, wal_segment_name
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.timelines import history_switchpoint
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.wal import (
     ShutdownCheckpoint,
-    history_switchpoint,
     read_shutdown_checkpoint,
     record_after,
     shutdown_checkpoint_ending_at,
@@ -304,21 +304,3 @@ def test_an_unreadable_segment_is_no_proof_that_nothing_follows(tmp_path: Path) 
     (data_dir / "pg_wal" / wal_segment_name(1, case.end, SEGMENT)).mkdir()
     with pytest.raises(DbopsError, match="cannot read"):
         record_after(data_dir, case.control, case.expected)
-
-
-HISTORY = (
-    "# written by hand\n1\t0/3000148\tno recovery target specified\n\n2\t16/B374D848\tbefore 2026-11-23 01:02:03\n"
-)
-
-
-def test_history_files() -> None:
-    assert history_switchpoint(HISTORY, 1) == 0x3000148
-    assert history_switchpoint(HISTORY, 2) == 0x16B374D848
-    with pytest.raises(DbopsError, match=r"does not name timeline 3.*pg_rewind"):
-        history_switchpoint(HISTORY, 3)
-
-
-@pytest.mark.parametrize("line", ["1", "x\t0/1\treason", "1\t01\treason", "1\t0/1FFFFFFFF\treason"])
-def test_a_malformed_history_file_is_refused(line: str) -> None:
-    with pytest.raises(DbopsError, match="in a timeline history file"):
-        history_switchpoint(line, 1)
