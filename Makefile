@@ -8,7 +8,7 @@ unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; wi
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast lint faults fresh-debian docs clean
+.PHONY: help demo demo-down test test-fast lint faults molecule fresh-debian docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -47,6 +47,11 @@ faults: ## the whole fault matrix, on PostgreSQL 18, 15 and 13; more than an hou
 		'faults on 15' 'DBOPS_VERSION=15 .venv/bin/python -m pytest -q tests/faults -m "not long"' \
 		'faults on 13' 'DBOPS_VERSION=13 .venv/bin/python -m pytest -q tests/faults -m "not long"'
 
+molecule: ## scenarios on hosts with systemd, over SSH, as root: all of them, or SCENARIO=promote_replica
+	@tools/bootstrap.sh molecule
+	@$(if $(SCENARIO),,.venv/bin/python -m pytest -q tests/hosts)
+	@.venv/bin/python -m tests.lab.scenarios $(SCENARIO)
+
 fresh-debian: ## the demo on minimal Debian 12 and 13, as root and not; as root, with mmdebstrap
 	@tools/fresh_debian.sh
 
@@ -55,4 +60,5 @@ docs: ## the modules' pages as HTML, in .lab/docs/html
 	@tools/docs.sh .lab/docs
 
 clean: demo-down ## remove what all of this made
+	@$(PYTHON) -m tests.lab.hosts down
 	@rm -rf .venv* .lab .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Make a virtual environment ready: tools/bootstrap.sh demo|test|lint|importer|docs
+# Make a virtual environment ready: tools/bootstrap.sh demo|test|molecule|lint|importer|docs
 #
-# demo and test share .venv (test adds to demo). The linters live in .venv-lint, Sphinx in .venv-docs, and
+# demo, test and molecule share .venv, each adds to the one before; molecule also installs the Debian packages that make
+# hosts. The linters live in .venv-lint, Sphinx in .venv-docs, and
 # galaxy-importer, whose pins break the others, in .venv-importer. Nothing is done when the requirements, the interpreter and the place
 # of the checkout are those of the last time, so that every make target can call this first.
 set -eu
@@ -9,14 +10,24 @@ cd "$(dirname "$0")/.."
 
 die() { echo "bootstrap: $*" >&2; exit 1; }
 
+# apt_install PACKAGE...: as root, on a Debian. Shows nothing unless it fails.
+apt_install() {
+    echo "bootstrap: installing $*"
+    log=$(mktemp)
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -o DPkg::Lock::Timeout=300 --no-install-recommends "$@"; } \
+        >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; rm "$log"; die "apt-get could not install $*"; }
+    rm "$log"
+}
+
 what=${1:-}
 case $what in
     demo) venv=.venv sets="demo" ;;
     test) venv=.venv sets="demo test" ;;
+    molecule) venv=.venv sets="demo test molecule" ;;
     lint) venv=.venv-lint sets="demo test lint" ;;
     importer) venv=.venv-importer sets="importer" ;;
     docs) venv=.venv-docs sets="docs" ;;
-    *) die "usage: tools/bootstrap.sh demo|test|lint|importer|docs" ;;
+    *) die "usage: tools/bootstrap.sh demo|test|molecule|lint|importer|docs" ;;
 esac
 # shellcheck disable=SC2086 # one file per word
 files=$(printf ' requirements/%s.txt' $sets)
@@ -25,6 +36,13 @@ python=${PYTHON:-python3}
 # sys.executable is the real interpreter behind a pyenv shim, whose version the current folder may decide.
 interpreter=$("$python" -c 'import sys; print(sys.executable, sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))') ||
     die "found ${interpreter:-no working $python}, expected Python 3.11 or newer. Install it, or set PYTHON=/path/to/python3."
+
+# What makes hosts (tests/lab/hosts.py names what is missing where this cannot install it).
+if [ "$what" = molecule ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    for program in mmdebstrap systemd-nspawn ip ssh; do
+        command -v "$program" >/dev/null || { apt_install mmdebstrap systemd-container iproute2 openssh-client; break; }
+    done
+fi
 
 exec 9>"$venv.lock"
 flock 9
@@ -42,11 +60,7 @@ if [ "$(cat "$venv/.place" 2>/dev/null)" != "$place" ]; then
         if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
             die "$python has no ensurepip, which makes virtual environments. As root: apt-get install python3-venv"
         fi
-        echo "bootstrap: installing python3-venv"
-        log=$(mktemp)
-        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends python3-venv; } \
-            >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; rm "$log"; die "apt-get could not install python3-venv"; }
-        rm "$log"
+        apt_install python3-venv
     fi
     echo "bootstrap: making $venv with $interpreter"
     rm -rf "$venv"

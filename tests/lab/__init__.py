@@ -3,5 +3,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one package that starts real servers, loads them, checks them and breaks them.
 
-Back end "process": PostgreSQL and PgBouncer as ordinary processes on loopback. Nothing here is shipped to users.
+Back end "process": PostgreSQL and PgBouncer as ordinary processes on loopback. Back end "hosts" (hosts.py): machines
+with systemd and Debian's packages. Nothing here is shipped to users.
 """

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,19 @@ def _lsn(text: str) -> int:
 def _segment(timeline: int, position: int, size: int) -> str:
     number, per_file_id = position // size, 0x100000000 // size
     return f"{timeline:08X}{number // per_file_id:08X}{number % per_file_id:08X}"
+
+
+def main() -> int:
+    """The verdict as JSON, for a writer that runs on another host than the test."""
+    parser = argparse.ArgumentParser(description="Compare a writers' log with the database.")
+    parser.add_argument("--log", required=True, type=Path)
+    parser.add_argument("--conninfo", required=True, help="the primary, without a password: name a passfile")
+    arguments = parser.parse_args()
+    verdict = check(arguments.log, lambda: psycopg2.connect(arguments.conninfo))
+    figures = {"ok": verdict.ok, "pause_ms": verdict.pause_ms, "writer_errors": verdict.writer_errors}
+    print(json.dumps({**asdict(verdict), **figures}, indent=2))
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

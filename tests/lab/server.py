@@ -13,8 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,10 @@ import psycopg2.extensions
 
 from tests.lab import users
 from tests.lab.service import Unit
+from tests.lab.waiting import LabError, wait_for
 
 HOST = "127.0.0.1"
 LAB_DIRECTORY = Path(__file__).resolve().parent
-
-
-class LabError(RuntimeError):
-    """The lab itself failed, not what is tested in it."""
 
 
 def free_port() -> int:
@@ -50,15 +46,6 @@ def free_port() -> int:
                 continue
             return port
     raise LabError(f"no free port below {ceiling}")
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float, what: str, interval: float = 0.02) -> None:
-    """Poll until ``condition`` is true; LabError with ``what`` after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise LabError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(interval)
 
 
 def alive(pid: int) -> bool:

@@ -254,6 +254,22 @@ class SwitchoverSteps(PromotionSteps):
         except DbopsError as error:
             self.warnings.append(f"the marker slot on {self.plan.candidate} could not be dropped: {error.found}")
         deadline = Deadline.after(self.clock, UNDO_SECONDS)
+        self._end_old_primary(deadline)
+        self.local.remove_signal()
+        if not self.local.start(deadline, may_run=True) and self._answers_as_standby(deadline):
+            # Somebody started it while the signal was still there. Whoever does so again starts a primary.
+            self._end_old_primary(deadline)
+            self.local.start(deadline, may_run=True)
+        wait_until(
+            lambda: self.writable(self.plan.old_primary),
+            bool,
+            deadline=deadline,
+            interval=0.02,
+            what=f"{self.plan.old_primary} accepts writes again",
+            remedy="read its log; it has everything that was acknowledged",
+        )
+
+    def _end_old_primary(self, deadline: Deadline) -> None:
         if self.local.pid() is not None:
             if not self.local.stop_pending and not self._stop_requested():
                 self.local.begin_stop()
@@ -265,16 +281,19 @@ class SwitchoverSteps(PromotionSteps):
                     remedy="stop it by its service, remove standby.signal from its data directory, and start it",
                 )
         self.local.end_stop(Deadline.after(self.clock, 5.0))
-        self.local.remove_signal()
-        self.local.start(deadline)
+
+    def _answers_as_standby(self, deadline: Deadline) -> bool:
+        """Wait until the old primary answers, as whatever it is."""
+        name = self.plan.old_primary
         wait_until(
-            lambda: self.writable(self.plan.old_primary),
+            lambda: self.writable(name) or self._is_standby(name),
             bool,
             deadline=deadline,
             interval=0.02,
-            what=f"{self.plan.old_primary} accepts writes again",
-            remedy="read its log; it has everything that was acknowledged",
+            what=f"{name} answers",
+            remedy="read its log",
         )
+        return self._is_standby(name)
 
     def _stop_requested(self) -> bool:
         return read_control(self.local.data_dir, self.clock).state in ("shutting down", "shut down")
@@ -343,8 +362,11 @@ class SwitchoverSteps(PromotionSteps):
         }
         self.local.write_settings(settings)
         try:
-            self.local.start(Deadline.after(self.clock, UNDO_SECONDS))
-            self.await_streaming(name, seconds=self.options["follow_timeout"])
+            deadline = Deadline.after(self.clock, UNDO_SECONDS)
+            if self.local.start(deadline, may_run=True):
+                self.await_streaming(name, seconds=self.options["follow_timeout"])
+            elif self._answers_as_standby(deadline):
+                self.follow(follower)  # whoever was faster may have read the settings before they were written
         except DbopsError as error:
             self.pending.append(f"{name} does not follow: {error.found}")
 

@@ -375,6 +375,17 @@ def test_a_start_that_fails_says_what_the_command_said(data: Path) -> None:
     assert str(data) in raised.value.remedy
 
 
+def test_a_start_that_somebody_else_was_faster_with(data: Path) -> None:
+    """pg_ctlcluster fails when the server runs already. That is an error unless the caller expects it."""
+    late = server(data, Service(("sh", "-c", "echo already running; exit 2"), ("true",)))
+    with postmaster(data):
+        assert late.start(soon(), may_run=True) is False
+        with pytest.raises(DbopsError, match="already running"):
+            late.start(soon())
+    with pytest.raises(DbopsError, match="already running"):
+        late.start(soon(), may_run=True)
+
+
 # The command is left alone, so Python complains about a Popen that nobody waits for.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_start_that_does_not_end_is_given_up(data: Path) -> None:

@@ -1,0 +1,190 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab of hosts does what it says: hosts are hosts, each fault is one, and nothing is left of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import hosts
+from tests.lab.hosts import Lab
+from tests.lab.server import alive
+from tests.lab.users import CHECKOUT
+from tests.lab.waiting import LabError, wait_for
+
+NAME = "selftest"
+UNIT = "dbops-nap"
+
+
+def traces() -> set[str]:
+    """Whatever a lab leaves on the machine while it is up."""
+    found = {name for name in os.listdir("/sys/class/net") if re.match("dbops|vb-", name)}
+    found |= {
+        line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.startswith("dbops-lab-")
+    }
+    found |= {str(path) for path in Path("/sys/fs/cgroup").glob("**/dbops-lab-*")}
+    found |= {
+        str(path) for path in Path("/run/systemd/nspawn").glob("*/*") if path.name.partition(".")[0] in ("h1", "h2")
+    }
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"systemd-nspawn") or b"ControlPath" in b" ".join(words):
+            found.add(f"{process.name} {words[0].decode()}")
+    return found
+
+
+def answers(address: str) -> bool:
+    """Whether its sshd says hello."""
+    try:
+        with socket.create_connection((address, 22), timeout=1) as connection:
+            connection.settimeout(1)
+            return connection.recv(7) == b"SSH-2.0"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    before = traces()
+    lab = Lab.up(NAME, {"h1": "debian12", "h2": "debian12"})
+    yield lab
+    assert traces() - before
+    lab.down()
+    assert traces() - before == set()
+    assert not lab.directory.exists()
+
+
+def test_a_host_is_a_host(lab: Lab) -> None:
+    assert lab.run("h1", "cat /proc/1/comm; systemctl is-system-running").split() == ["systemd", "running"]
+    assert {lab.run(name, "hostname").strip() for name in lab.hosts} == {"h1", "h2"}
+    assert len({lab.run(name, "cat /etc/machine-id /etc/ssh/ssh_host_*.pub") for name in lab.hosts}) == 2
+    assert lab.run("h1", "ssh-keyscan -t ed25519 h2 2>/dev/null")
+    assert "default" not in lab.run("h1", "ip route")
+    with pytest.raises(LabError, match="exit 3: no"):
+        lab.run("h1", "echo no >&2; exit 3")
+
+
+def test_hard_kill(lab: Lab) -> None:
+    """Gone with all its processes, back with its disk."""
+    lab.run("h1", "echo kept >/root/kept && sync")
+    address, pids = lab.host("h1").address, lab.host("h1").pids()
+    started = time.monotonic()
+    lab.kill("h1")
+    assert time.monotonic() - started < 5
+    assert pids
+    assert not any(map(alive, pids))
+    assert not answers(address)
+    assert answers(lab.host("h2").address)
+    with pytest.raises(LabError, match="h1 is down"):
+        lab.kill("h1")
+    lab.boot("h1")
+    assert lab.run("h1", "cat /root/kept") == "kept\n"
+
+
+def test_power_off(lab: Lab) -> None:
+    lab.run("h1", f"systemd-run --quiet --unit={UNIT} -p ExecStop='touch /root/stopped' sleep 1000")
+    lab.stop("h1")
+    assert (lab.host("h1").merged / "root/stopped").exists(), "units were not stopped in order"
+    lab.boot("h1")
+
+
+def test_hang(lab: Lab) -> None:
+    with socket.create_connection((lab.host("h1").address, 22), timeout=2):
+        lab.freeze("h1")
+        assert not answers(lab.host("h1").address)
+        lab.thaw("h1")
+    wait_for(lambda: answers(lab.host("h1").address), seconds=10, what="h1 to answer again")
+
+
+def test_network_cut(lab: Lab) -> None:
+    lab.cut("h1")
+    assert not answers(lab.host("h1").address)
+    assert answers(lab.host("h2").address)
+    assert lab.host("h1").running()
+    lab.join("h1")
+    wait_for(lambda: answers(lab.host("h1").address), seconds=20, what="h1 to answer again")
+
+
+def test_slow_link(lab: Lab) -> None:
+    def seconds() -> float:
+        started = time.monotonic()
+        lab.send("h1", "/root/some", os.urandom(250_000).hex())
+        return time.monotonic() - started
+
+    quick = seconds()
+    lab.slow("h1", 1000)
+    try:
+        slow = seconds()
+    finally:
+        lab.fast("h1")
+    assert quick < 3 < slow, "half a megabyte at 125 kB/s"
+    assert seconds() < 3
+
+
+def test_full_disk(lab: Lab) -> None:
+    with pytest.raises(LabError):
+        lab.fill("h1", "/srv")
+    lab.run("h1", "mkdir -m 750 /srv/data && chown ansible /srv/data && echo kept >/srv/data/kept")
+    lab.small_disk("h1", "/srv/data", 5)
+    assert lab.run("h1", "stat -c '%U %a' /srv/data; cat /srv/data/kept").split() == ["ansible", "750", "kept"]
+    lab.run("h1", "head -c 2000000 /dev/zero >/srv/data/fits && rm /srv/data/fits")
+    lab.fill("h1", "/srv/data")
+    with pytest.raises(LabError, match="No space left"):
+        lab.run("h1", "echo more >/srv/data/more")
+    lab.drain("h1", "/srv/data")
+    lab.run("h1", "echo more >/srv/data/more")
+
+
+def test_unit_that_restarts_by_itself(lab: Lab) -> None:
+    lab.send("h1", f"/etc/systemd/system/{UNIT}.service", "[Service]\nExecStart=sleep 1000\n")
+    lab.run("h1", f"systemctl daemon-reload; systemctl start {UNIT}")
+    lab.restarts_by_itself("h1", UNIT)
+    pid = main_pid(lab)
+    lab.run("h1", f"kill -9 {pid}")
+    wait_for(lambda: main_pid(lab) not in (0, pid), seconds=10, what="another process")
+    lab.restarts_no_more("h1", UNIT)
+    lab.run("h1", f"kill -9 {main_pid(lab)}; sleep 1")
+    assert main_pid(lab) == 0
+
+
+def main_pid(lab: Lab) -> int:
+    return int(lab.run("h1", f"systemctl show --property MainPID --value {UNIT}"))
+
+
+def test_nothing_is_left_after_an_interrupted_start() -> None:
+    """Ctrl-C while hosts boot, and SIGKILL, after which the next start clears up."""
+    before = traces()
+    command = [sys.executable, "-m", "tests.lab.hosts", "up", "interrupted", "h1=debian12"]
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda: traces() - before and Lab.load("interrupted").hosts, seconds=20, what="the start to begin")
+        time.sleep(0.7)
+        os.killpg(process.pid, number)
+        assert process.wait(60) != 0
+        if number == signal.SIGKILL:
+            assert traces() - before, "it was killed too early to leave anything"
+            Lab.load("interrupted").down()
+        assert traces() - before == set()
+
+
+def test_a_machine_that_cannot_have_hosts() -> None:
+    done = subprocess.run(
+        ["setpriv", "--reuid=nobody", "--clear-groups", "/usr/bin/python3", "-m", "tests.lab.hosts", "check"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "it needs root: mounts, a bridge and containers\n")
+    assert hosts.missing() == []
