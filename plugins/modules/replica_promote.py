@@ -155,6 +155,37 @@ options:
       free_bytes:
         description: [Free space where it writes WAL.]
         type: int
+  patroni:
+    description:
+      - The REST API of Patroni, where it is in charge of this cluster. Then Patroni makes the switchover, with the
+        prechecks of this module before it and its verification after it; no server is stopped or promoted behind it.
+      - Without it a cluster that Patroni manages is refused.
+      - In asynchronous replication Patroni promotes a candidate also where that has not received everything. So the
+        candidate has to show just before the request, with the poolers paused, that it has replayed all that was
+        written. What clients that no pooler holds write after that is not proved before, only compared afterwards;
+        if something is missing the module fails with the state C(data lost). With C(synchronous_mode) of Patroni
+        this cannot happen.
+    type: dict
+    suboptions:
+      url:
+        description: [Address of the API of any member, reachable from the host that the module runs on.]
+        type: str
+        required: true
+      username:
+        description: [User of C(restapi.authentication).]
+        type: str
+      password:
+        description: [Its password.]
+        type: str
+      ca_cert:
+        description: [Certificate authority to verify the API with. Default are those of the system.]
+        type: path
+      ssl_cert:
+        description: [Client certificate, with C(verify_client).]
+        type: path
+      ssl_key:
+        description: [Client key.]
+        type: path
   replication_user:
     description:
       - The user as whom standbys stream.
@@ -289,8 +320,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: C(switched over), C(unchanged), C(would switch over), C(refused), C(rolled back), C(rollback unfinished)
-    or C(unfinished). After C(unfinished) and C(rollback unfinished) a second run goes on.
+  description: C(switched over), C(unchanged), C(would switch over), C(refused), C(rolled back), C(rollback unfinished),
+    C(unfinished), or with O(patroni) also C(data lost). After C(unfinished) and C(rollback unfinished) a second run
+    goes on.
   returned: always
   type: str
 operation:
@@ -356,11 +388,13 @@ from ..module_utils._core.arguments import (
     SSL_MODES,
     endpoint_options,
     node_options,
+    patroni_options,
     service_options,
 )
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
+from ..module_utils._runners.patroni_switchover import PatroniSwitchover
 from ..module_utils._runners.switchover import Switchover
 
 
@@ -401,6 +435,7 @@ def argument_spec() -> dict:
                 "free_bytes": {"type": "int"},
             },
         },
+        "patroni": {"type": "dict", "options": patroni_options(), "required_together": [["username", "password"]]},
         "replication_user": {"type": "str", "required": True},
         "replication_passfile": {"type": "path", "no_log": False},
         "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
@@ -428,7 +463,8 @@ def main() -> None:
     if missing is not None:
         module.fail_json(msg=missing.message)
     try:
-        outcome = Switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
+        switchover = PatroniSwitchover if module.params["patroni"] else Switchover
+        outcome = switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:
         for warning in error.details.pop("warnings", []):
             module.warn(warning)

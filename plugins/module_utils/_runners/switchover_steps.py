@@ -538,8 +538,13 @@ class SwitchoverSteps:
                 expected="the new timeline begins where the old primary ended",
                 remedy=f"compare the WAL of {plan.old_primary} behind {format_lsn(fork)} before anything else is done",
             )
-        self.proof["system_identifier"] = session.value("SELECT system_identifier::text FROM pg_control_system()")
         self.proof["holds"] = end is not None
+        self._write_certificate(session)
+
+    def _write_certificate(self, session: Session) -> None:
+        """Not while something is pending: then the operation stays open."""
+        plan = self.plan
+        self.proof["system_identifier"] = session.value("SELECT system_identifier::text FROM pg_control_system()")
         facts = self.sessions.facts()
         for name, node in facts.items():
             if name == plan.candidate:
