@@ -40,7 +40,7 @@ class PatroniCluster(Cluster):
     dynamic: dict[str, Any] = field(default_factory=dict)
     rest_ports: dict[str, int] = field(default_factory=dict)
     rest_password: str = field(default="", repr=False)
-    etcd_port: int = 0
+    etcd_ports: tuple[int, int] = (0, 0)
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @classmethod
@@ -110,6 +110,10 @@ class PatroniCluster(Cluster):
         other = next(node.name for node in self.nodes if node.name not in (leader, candidate))
         return self.rest(other, "/switchover", {"leader": leader, "candidate": candidate}, timeout=timeout)
 
+    def log_text(self, name: str) -> str:
+        """What Patroni and the server of a member have logged; both go to one file, as Patroni's own does."""
+        return (self.node(name).directory / "patroni.log").read_text(errors="replace")
+
     def wait_managed(self, *, seconds: float = 90) -> None:
         """One leader, all others stream, and all on its timeline, as Patroni itself sees it."""
 
@@ -132,16 +136,16 @@ class PatroniCluster(Cluster):
 
     def start_etcd(self) -> None:
         directory = users.make_directory(self.home / "etcd", self.owner, 0o700)
-        peer = free_port()
+        client, peer = self.etcd_ports
         words = [
             *("--name", "etcd", "--data-dir", str(directory / "data")),
-            *("--listen-client-urls", f"http://{HOST}:{self.etcd_port}"),
-            *("--advertise-client-urls", f"http://{HOST}:{self.etcd_port}"),
+            *("--listen-client-urls", f"http://{HOST}:{client}"),
+            *("--advertise-client-urls", f"http://{HOST}:{client}"),
             *("--listen-peer-urls", f"http://{HOST}:{peer}", "--initial-advertise-peer-urls", f"http://{HOST}:{peer}"),
             *("--initial-cluster", f"etcd=http://{HOST}:{peer}", "--log-level", "error"),
         ]
         self._start("etcd", [str(binaries.etcd()), *words], directory, {})
-        health = f"http://{HOST}:{self.etcd_port}/health"
+        health = f"http://{HOST}:{client}/health"
 
         def healthy() -> bool:
             try:
@@ -189,7 +193,7 @@ class PatroniCluster(Cluster):
     def _manage(self) -> None:
         self.rest_password = secrets.token_urlsafe(24)
         self.rest_ports = {node.name: free_port() for node in self.nodes}
-        self.etcd_port = free_port()
+        self.etcd_ports = (free_port(), free_port())
         self.start_etcd()
         for node in self.nodes:
             node.stop()
@@ -222,7 +226,7 @@ class PatroniCluster(Cluster):
                 "connect_address": rest,
                 "authentication": {"username": REST_USER, "password": self.rest_password},
             },
-            "etcd3": {"host": f"{HOST}:{self.etcd_port}"},
+            "etcd3": {"host": f"{HOST}:{self.etcd_ports[0]}"},
             "bootstrap": {"dcs": {"postgresql": {"use_pg_rewind": True}, **self.dynamic}},
             "postgresql": {
                 "listen": server,

@@ -43,7 +43,8 @@ class PatroniFacts:
     """The cluster as Patroni sees it. ``error`` set: it did not answer, and nothing else is known.
 
     ``access``: why a request to switch over would be turned away; empty where it would be heard.
-    ``store_age_s``: seconds since that Patroni last reached its store; None where it does not say.
+    ``store_age_s``: seconds since that Patroni last reached its store; None where it does not say. ``GET /cluster`` may
+    come from its cache. ``patience_s``: loop_wait + retry_timeout, within which it has to be heard of.
     """
 
     error: str = ""
@@ -56,7 +57,7 @@ class PatroniFacts:
     unlocked: bool = False
     failsafe: bool = False
     synchronous: bool = False
-    ttl_s: float = 30.0
+    patience_s: float = 20.0
     store_age_s: float | None = None
 
     def leader(self) -> PatroniMember | None:
@@ -106,7 +107,7 @@ class PatroniClient:
         return context
 
     def facts(self) -> PatroniFacts:
-        """All that the checks ask for. The store is read by ``GET /cluster``, so its loss is an error here."""
+        """All that the checks ask for."""
         try:
             _status, cluster, _headers = self._json("/cluster")
             _status, own, headers = self._json("/patroni")
@@ -127,7 +128,7 @@ class PatroniClient:
             unlocked=bool(own.get("cluster_unlocked")),
             failsafe=bool(own.get("failsafe_mode_is_active")),
             synchronous=bool(config.get("synchronous_mode")),
-            ttl_s=float(config.get("ttl") or 30),
+            patience_s=float(config.get("loop_wait") or 10) + float(config.get("retry_timeout") or 10),
             store_age_s=parsedate_to_datetime(now).timestamp() - seen if seen and now else None,
         )
 

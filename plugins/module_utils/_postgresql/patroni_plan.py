@@ -167,10 +167,10 @@ def _store(facts: PatroniFacts) -> Check:
     age = facts.store_age_s
     return _check(
         "patroni_store",
-        True if facts.failsafe else None if age is None else age > facts.ttl_s,
+        True if facts.failsafe else None if age is None else age > facts.patience_s,
         f"last reached {'at an unknown time' if age is None else f'{max(0.0, age):.0f} s ago'}"
         + ("; failsafe mode is active" if facts.failsafe else ""),
-        f"Patroni reaches its store (within ttl = {facts.ttl_s:g} s, no failsafe mode)",
+        f"Patroni reached its store within loop_wait + retry_timeout = {facts.patience_s:g} s; no failsafe mode",
         "repair the quorum of etcd, Consul, ZooKeeper or Kubernetes first",
     )
 
