@@ -8,7 +8,7 @@ unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; wi
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast lint faults docs clean
+.PHONY: help demo demo-down test test-fast lint faults bench-promote docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
@@ -46,6 +46,13 @@ faults: ## the whole fault matrix, on PostgreSQL 18, 15 and 13; more than an hou
 		'faults on 18' 'DBOPS_VERSION=18 .venv/bin/python -m pytest -q -s tests/faults' \
 		'faults on 15' 'DBOPS_VERSION=15 .venv/bin/python -m pytest -q tests/faults -m "not long"' \
 		'faults on 13' 'DBOPS_VERSION=13 .venv/bin/python -m pytest -q tests/faults -m "not long"'
+
+RUNS ?= 20
+LOADS ?= base,half,most,long,dirty,frozen,rerun
+bench-promote: ## switchovers under load, ours, Patroni's and repmgr's; hours, or RUNS=2 LOADS=base for a look
+	@tools/bootstrap.sh test
+	@tools/bootstrap.sh patroni || echo 'bench-promote: PATRONI CANNOT BE INSTALLED HERE, its rows are left out' >&2
+	@.venv/bin/python -m tests.benchmarks.bench_promote --runs '$(RUNS)' --groups '$(LOADS)'
 
 docs: ## the modules' pages as HTML, in .lab/docs/html
 	@tools/bootstrap.sh docs
