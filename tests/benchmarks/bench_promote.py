@@ -327,6 +327,9 @@ def measure(contender: Contender, load: Load, directory: Path) -> Run:
         redundancy.ended.set()
         time.sleep(TAIL_SECONDS)
         ended = time.time()
+    if not any(node.running() and node.sql("SELECT NOT pg_is_in_recovery()") == [(True,)] for node in cluster.nodes):
+        outcome, success = f"NO PRIMARY IS LEFT, somebody has to start one: {outcome}", False
+        cluster.node(old).start()
     primary = cluster.primary()
     contender.after(primary.name)
     cluster.wait_streaming({node.name for node in cluster.nodes} - {primary.name}, seconds=REDUNDANCY_SECONDS)
@@ -377,6 +380,7 @@ def row(load: Load, contender: str, runs: list[Run]) -> dict[str, Any]:
             round(min(run.load_average for run in runs), 1),
             round(max(run.load_average for run in runs), 1),
         ],
+        "left_without_primary": sum(run.outcome.startswith("NO PRIMARY") for run in runs),
         **({"dirty_min_mb": min(run.dirty_mb for run in runs)} if load.dirty else {}),
         "outcomes": sorted({run.outcome for run in runs}),
     }

@@ -25,7 +25,14 @@ from tests.lab.server import wait_for
 # A walsender that hears nothing gives up, so that a frozen standby holds a shutdown up for seconds, not for a minute.
 SETTINGS = {"wal_sender_timeout": "4s", "log_min_messages": "info"}
 # Changes are found faster, and a primary outlives its store, so that a test can look at it then.
-DYNAMIC = {"loop_wait": 2, "ttl": 30, "retry_timeout": 10, "failsafe_mode": True}
+DYNAMIC: dict[str, Any] = {
+    "loop_wait": 2,
+    "ttl": 30,
+    "retry_timeout": 10,
+    "failsafe_mode": True,
+    "postgresql": {"use_pg_rewind": True, "parameters": {"wal_level": "logical"}},
+    "ignore_slots": [{"name": "feed"}],  # else Patroni drops a slot that it did not make
+}
 STEPS = ("intent", "checkpoints", "pause_poolers", "prove", "promote", "resume_poolers", "follow", "certify")
 
 
@@ -182,9 +189,40 @@ def not_synchronous(stage: PatroniScene, candidate: str) -> Iterator[dict[str, A
     wait_for(lambda: not chosen(), seconds=30, what="asynchronous replication again")
 
 
+def another_manager(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
+    connection = stage.cluster.primary().connect(application_name="repmgrd")
+    yield {}
+    connection.close()
+
+
+def another_address(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
+    """Patroni's member has no name in common with ours: it is known by its server's address."""
+    sibling = stage.cluster.nodes[-1]
+    nodes = stage.cluster.module_arguments(sibling.name, sibling.name)["nodes"]
+    words = {"login_host": "localhost", "address": "192.0.2.1", "port": 5432}
+    yield {"nodes": [{**node, **words} if node["name"] == sibling.name else node for node in nodes]}
+
+
+def a_logical_slot(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
+    primary = stage.cluster.primary()
+    primary.sql("SELECT pg_create_logical_replication_slot('feed', 'pgoutput')")
+    yield {}
+    primary.sql("SELECT pg_drop_replication_slot('feed')")
+
+
+def no_checkpoint_privilege(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
+    stage.cluster.primary().sql(f"REVOKE pg_checkpoint FROM {users.OPERATOR}")
+    yield {}
+    stage.cluster.primary().sql(f"GRANT pg_checkpoint TO {users.OPERATOR}")
+
+
 @pytest.mark.parametrize(
     ("arrange", "says"),
     [
+        (another_manager, "[patroni_alone] Patroni, repmgr"),
+        (another_address, "[patroni_leader] leader"),
+        (a_logical_slot, "[patroni_logical_slots] not on"),
+        (no_checkpoint_privilege, "lacks GRANT pg_checkpoint"),
         (paused, "[patroni_not_paused] paused"),
         (wrong_password, "[patroni_access] POST /switchover is answered with 401"),
         (nobody_at_the_url, "[patroni_answers] Patroni at http://127.0.0.1:1 does not answer"),
