@@ -1,9 +1,10 @@
 #!/bin/sh
-# Make a virtual environment ready: tools/bootstrap.sh demo|test|molecule|lint|importer|docs
+# Make a virtual environment ready: tools/bootstrap.sh demo|test|molecule|lint|importer|docs|patroni
 #
 # demo, test and molecule share .venv, each adds to the one before; molecule also installs the Debian packages that make
 # hosts. The linters live in .venv-lint, Sphinx in .venv-docs, and
-# galaxy-importer, whose pins break the others, in .venv-importer. Nothing is done when the requirements, the interpreter and the place
+# galaxy-importer, whose pins break the others, in .venv-importer. Patroni, in .venv-patroni, is a program the lab starts: as
+# root under another user, who can start no python3 but the system's. Nothing is done when the requirements, the interpreter and the place
 # of the checkout are those of the last time, so that every make target can call this first.
 set -eu
 cd "$(dirname "$0")/.."
@@ -27,12 +28,14 @@ case $what in
     lint) venv=.venv-lint sets="demo test lint" ;;
     importer) venv=.venv-importer sets="importer" ;;
     docs) venv=.venv-docs sets="docs" ;;
-    *) die "usage: tools/bootstrap.sh demo|test|molecule|lint|importer|docs" ;;
+    patroni) venv=.venv-patroni sets="patroni" ;;
+    *) die "usage: tools/bootstrap.sh demo|test|molecule|lint|importer|docs|patroni" ;;
 esac
 # shellcheck disable=SC2086 # one file per word
 files=$(printf ' requirements/%s.txt' $sets)
 
 python=${PYTHON:-python3}
+if [ "$what" = patroni ] && [ "$(id -u)" = 0 ]; then python=/usr/bin/python3; fi
 # sys.executable is the real interpreter behind a pyenv shim, whose version the current folder may decide.
 interpreter=$("$python" -c 'import sys; print(sys.executable, sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))') ||
     die "found ${interpreter:-no working $python}, expected Python 3.11 or newer. Install it, or set PYTHON=/path/to/python3."

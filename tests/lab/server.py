@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -179,7 +180,7 @@ class Node:
         return [
             child
             for child, title in titles.items()
-            if title.startswith((f"postgres: {self.name}: {kind}", f"postgres: {kind}"))
+            if re.match(rf"postgres: (\S+: )?{kind}", title)  # cluster_name, which Patroni makes that of the cluster
         ]
 
     def dsn(self, user: str = users.SUPERUSER, dbname: str = "postgres") -> str:

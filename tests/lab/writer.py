@@ -51,6 +51,7 @@ DRAIN_SECONDS = 5.0
 # Accounts are locked in the order of user_id, so two transfers never wait for each other in a circle.
 _TRANSFER = """
 BEGIN;
+SELECT pg_sleep(%(hold)s) WHERE %(hold)s > 0;
 UPDATE accounts SET available = available + %(first_amount)s, total = total + %(first_amount)s,
     version = version + 1, updated_at = clock_timestamp() WHERE user_id = %(first)s AND currency = %(currency)s;
 UPDATE accounts SET available = available + %(second_amount)s, total = total + %(second_amount)s,
@@ -67,7 +68,10 @@ class Config:
     """What one writer process does. It travels in a file of mode 0600, because ``conninfo`` may hold a password.
 
     ``conninfo``: libpq keywords, here with lists ``host`` and ``port`` where there are several servers to choose from.
-    ``think_ms``: mean pause of a connection between two transactions. ``retry_ms``: pause after a failed connect.
+    ``think_ms``: mean pause of a connection between two transactions. ``rate``: instead of that, so many transactions
+    per second are begun by all connections together, each at its own time; what could not begin in time begins as soon
+    as it can, so a pause does not lower the load (an open loop). ``hold_ms``: a transaction stays open that long before
+    it locks anything. ``retry_ms``: pause after a failed connect.
     ``parent``: the writer ends when its parent is no longer this process (0: whoever started it).
     """
 
@@ -75,6 +79,8 @@ class Config:
     conninfo: dict[str, Any] = field(repr=False)
     connections: int = 20
     think_ms: float = 20.0
+    rate: float = 0.0
+    hold_ms: float = 0.0
     retry_ms: float = 5.0
     max_seconds: float = 300.0
     users: int = ledger.USERS
@@ -90,6 +96,8 @@ class _Load:
         # Ids of two writers, or of two runs on one database, must not meet: 30 random bits, then a counter.
         self._ids = itertools.count((secrets.randbits(30) << 32) + 1)
         self._open: dict[int, float] = {}
+        self._turns = itertools.count()
+        self._began = time.monotonic()
         self._log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         # Twenty clients that each try a SCRAM login every few ms would take the processor from the very servers they
         # wait for, and lengthen the pause they measure. Two at a time find a new primary just as soon.
@@ -118,11 +126,19 @@ class _Load:
             connection = connection or self._connect()
             if connection is None:
                 self.stopping.wait(self.config.retry_ms / 1000)
-            elif self._transfer(connection):
-                self.stopping.wait(self.config.think_ms / 1000 * random.uniform(0.5, 1.5))
-            else:
+            elif self._wait_for_turn() and self._transfer(connection):
+                if not self.config.rate:
+                    self.stopping.wait(self.config.think_ms / 1000 * random.uniform(0.5, 1.5))
+            elif not self.stopping.is_set():
                 connection.close()
                 connection = None
+
+    def _wait_for_turn(self) -> bool:
+        """Open loop: until the time of the next transaction; False when there is to be none."""
+        if self.config.rate:
+            due = self._began + next(self._turns) / self.config.rate
+            self.stopping.wait(max(0.0, due - time.monotonic()))
+        return not self.stopping.is_set()
 
     def _connect(self) -> Connection | None:
         with self._connecting:
@@ -152,6 +168,7 @@ class _Load:
             "debit_id": 2 * transfer,
             "credit_id": 2 * transfer + 1,
             "amount": amount,
+            "hold": self.config.hold_ms / 1000,
             "currency": ledger.CURRENCY,
         }
         self._open[transfer] = time.monotonic()

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql import patroni_plan
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.switchover_plan import (
     CHECK_NAMES,
     Follower,
@@ -38,8 +39,8 @@ def first_cells(text: str) -> list[str]:
     return [match.group(1).strip() for match in re.finditer(r"^\| (`[^|]*?) \|", text, re.MULTILINE)]
 
 
-def step_names() -> list[str]:
-    plan = SwitchoverPlan(
+def plan() -> SwitchoverPlan:
+    return SwitchoverPlan(
         old_primary="pg1",
         candidate="pg2",
         old_timeline=1,
@@ -53,7 +54,10 @@ def step_names() -> list[str]:
         sync_needs_old_primary=False,
         retry_interval_before=None,
     )
-    return list(planned_steps(Request(cluster="accounts", candidate="pg2", node="pg1", members={}), plan))
+
+
+def step_names() -> list[str]:
+    return list(planned_steps(Request(cluster="accounts", candidate="pg2", node="pg1", members={}), plan()))
 
 
 def things() -> set[str]:
@@ -80,6 +84,13 @@ def test_the_runbook_says_of_every_step_what_a_kill_in_it_leaves() -> None:
     text = section(RUNBOOK, "When something fails")
     table = text[text.index("| killed in ") :].split("\n\n")[0]
     assert [name for cell in first_cells(table) for name in re.findall(r"`(\w+)`", cell)] == step_names()
+
+
+def test_the_runbook_has_every_step_and_check_of_a_switchover_by_patroni() -> None:
+    request = Request(cluster="accounts", candidate="pg2", node="pg1", members={})
+    names = [*patroni_plan.planned_steps(request, plan()), *patroni_plan.OWN]
+    text = section(RUNBOOK, "When Patroni is in charge")
+    assert [cell.strip("`") for cell in first_cells(text) if re.fullmatch(r"`\w+`", cell)] == names
 
 
 def test_the_runbook_explains_every_state_that_the_module_returns() -> None:

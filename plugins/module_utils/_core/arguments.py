@@ -45,6 +45,18 @@ def pooler_options() -> dict[str, Any]:
     }
 
 
+def patroni_options() -> dict[str, Any]:
+    """The REST API of the Patroni that is in charge of a cluster."""
+    return {
+        "url": {"type": "str", "required": True},
+        "username": {"type": "str"},
+        "password": {"type": "str", "no_log": True},
+        "ca_cert": {"type": "path"},
+        "ssl_cert": {"type": "path"},
+        "ssl_key": {"type": "path", "no_log": False},
+    }
+
+
 def service_options() -> dict[str, Any]:
     """The service that owns a server, so that the unit's state stays true when we stop and start it."""
     return {

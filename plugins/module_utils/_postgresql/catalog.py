@@ -329,19 +329,26 @@ def _archive_failing(session: Session) -> str:
 
 
 def _managers(session: Session) -> tuple[str, ...]:
-    """Who else believes to be in charge of this server (Patroni, repmgr, pg_auto_failover, EFM)."""
+    """Who else believes to be in charge of this server, in the words of ``managers.py``. Spilo, the image of Zalando's
+    operator, is known by its extension bg_mon. A standby's walreceiver is a session of the primary, too."""
     rows = session.rows(
         """SELECT DISTINCT CASE WHEN application_name ILIKE 'patroni%' THEN 'Patroni'
                                 WHEN application_name ILIKE 'repmgr%' THEN 'repmgr'
+                                WHEN application_name ILIKE 'pgautofailover%' THEN 'pg_auto_failover'
                                 WHEN application_name ILIKE 'efm%' THEN 'EFM' END AS manager
              FROM pg_stat_activity
             WHERE application_name ILIKE 'patroni%' OR application_name ILIKE 'repmgrd%'
-               OR application_name ILIKE 'efm%'
+               OR application_name ILIKE 'pgautofailover%' OR application_name ILIKE 'efm%'
            UNION SELECT 'pg_auto_failover' FROM pg_settings
             WHERE name = 'shared_preload_libraries' AND setting LIKE '%pgautofailover%'
            UNION SELECT 'repmgr' FROM pg_settings WHERE name = 'shared_preload_libraries' AND setting LIKE '%repmgr%'
+           UNION SELECT 'repmgr' FROM pg_namespace WHERE nspname = 'repmgr'
+           UNION SELECT 'repmgr' FROM pg_database WHERE datname = 'repmgr'
+           UNION SELECT 'Zalando operator' FROM pg_settings
+            WHERE name = 'shared_preload_libraries' AND setting LIKE '%bg_mon%'
            UNION SELECT 'CloudNativePG' FROM pg_settings WHERE name LIKE 'cnpg.%'
-           UNION SELECT 'Amazon RDS' FROM pg_settings WHERE name LIKE 'rds.%'
+           UNION SELECT CASE WHEN to_regproc('pg_catalog.aurora_version') IS NULL THEN 'Amazon RDS'
+                             ELSE 'Amazon Aurora' END FROM pg_settings WHERE name LIKE 'rds.%'
            UNION SELECT 'Cloud SQL' FROM pg_settings WHERE name LIKE 'cloudsql.%'
            UNION SELECT 'Azure' FROM pg_settings WHERE name LIKE 'azure.%'
            ORDER BY 1"""

@@ -14,6 +14,7 @@ from typing import Any, Callable
 from .._core.operation import Check, PlannedStep
 from .catalog import NodeFacts
 from .lsn import format_lsn
+from .managers import commands
 from .sync_names import SyncRule, parse_sync_rule
 
 OLDEST_MAJOR = 13
@@ -161,7 +162,9 @@ def open_operation(observed: Observed, candidate: str) -> dict[str, Any] | None:
                 continue
             old = observed.nodes.get(row["detail"]["old_primary"])
             still = old is not None and old.writable and old.timeline == row["timeline"]
-            if still or marker_slot(row["id"]) in slots:
+            # A manager drops slots that are not its own, so there is no marker: the next timeline has to do.
+            managed = row["detail"].get("manager") and facts is not None and facts.writable
+            if still or marker_slot(row["id"]) in slots or (managed and node.timeline == row["timeline"] + 1):
                 return row
     return None
 
@@ -394,7 +397,8 @@ def check_manager_in_charge(request: Request, observed: Observed, primary: str) 
         bool(managers),
         found=", ".join(managers) or "none",
         expected="no other manager decides who is primary here",
-        remedy="use that manager's own switchover command; a promotion behind its back ends in two primaries",
+        remedy=f"use that manager's own switchover: {commands(managers, primary=primary, candidate=request.candidate)}."
+        " A promotion behind its back ends in two primaries",
     )
 
 
@@ -1033,6 +1037,7 @@ class SwitchoverPlan:
     sync_needs_old_primary: bool
     retry_interval_before: str | None
     bin_dir: str = ""
+    manager: str = ""  # who promotes, where that is not this collection
 
     def as_detail(self) -> dict[str, Any]:
         return {

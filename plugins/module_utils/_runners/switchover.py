@@ -19,7 +19,7 @@ from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .._core.journal import Journal, LockFile, make_state_directory, params_hash
 from .._core.journal import open_operation as open_journal
-from .._core.operation import Check, Outcome, Runner, Step, refuse_unless_good
+from .._core.operation import Check, Outcome, PlannedStep, Runner, Step, refuse_unless_good
 from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import read_receiver
 from .._postgresql.lsn import format_lsn
@@ -152,17 +152,30 @@ class Switchover:
             if found.phase is Phase.FRESH:
                 self._check(planner.base_checks(self.request, observed))
             return self._finish(self.outcome)
-        self._check(planner.all_checks(self.request, observed))
-        plan = planner.make_plan(
-            self.request, observed, observed.writable()[0], retry_interval_before=self._retry_interval()
-        )
+        self._check(self._all_checks(observed))
+        plan = self._make_plan(observed)
         self._show(plan)
         self.outcome.state = "would switch over"
         self.outcome.message = f"would switch over from {plan.old_primary} to {plan.candidate}"
         return self._finish(self.outcome)
 
+    def _all_checks(self, observed: Observed) -> list[Check]:
+        return planner.all_checks(self.request, observed)
+
+    def _make_plan(self, observed: Observed) -> SwitchoverPlan:
+        return planner.make_plan(
+            self.request,
+            observed,
+            observed.writable()[0],
+            retry_interval_before=self._retry_interval(),
+            bin_dir=self.context.local.programs(),
+        )
+
+    def _planned_steps(self, plan: SwitchoverPlan) -> dict[str, PlannedStep]:
+        return planner.planned_steps(self.request, plan)
+
     def _show(self, plan: SwitchoverPlan) -> None:
-        steps = planner.planned_steps(self.request, plan).values()
+        steps = self._planned_steps(plan).values()
         self.planned = [step.as_dict() for step in steps]
         self.statements = [statement for step in steps for statement in step.statements]
 
@@ -203,14 +216,8 @@ class Switchover:
                 self.outcome.after = planner.topology(found.observed)
                 return self._finish(self.outcome)
         observed = self.context.observe([]) if found.unfinished else found.observed
-        self._check(planner.all_checks(self.request, observed))
-        plan = planner.make_plan(
-            self.request,
-            observed,
-            observed.writable()[0],
-            retry_interval_before=self._retry_interval(),
-            bin_dir=self.context.local.programs(),
-        )
+        self._check(self._all_checks(observed))
+        plan = self._make_plan(observed)
         self._show(plan)
         # Lower case, digits and underscore only: it is part of a slot's name.
         operation = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}_{secrets.token_hex(3)}"

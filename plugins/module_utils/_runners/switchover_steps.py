@@ -14,6 +14,7 @@ from .._core.errors import DbopsError
 from .._core.journal import Journal
 from .._core.operation import Runner, Step
 from .._postgresql import switchover_plan as planner
+from .._postgresql.client import Session
 from .._postgresql.control import read_control
 from .._postgresql.follow_up import follow_up
 from .._postgresql.lsn import format_lsn, parse_lsn
@@ -455,8 +456,13 @@ class SwitchoverSteps(PromotionSteps):
                 expected="the new timeline begins where the old primary ended",
                 remedy=f"compare the WAL of {plan.old_primary} behind {format_lsn(fork)} before anything else is done",
             )
-        self.proof["system_identifier"] = session.value("SELECT system_identifier::text FROM pg_control_system()")
         self.proof["holds"] = end is not None
+        self._write_certificate(session)
+
+    def _write_certificate(self, session: Session) -> None:
+        """Not while something is pending: then the operation stays open."""
+        plan = self.plan
+        self.proof["system_identifier"] = session.value("SELECT system_identifier::text FROM pg_control_system()")
         facts = self.sessions.facts()
         for name, node in facts.items():
             if name == plan.candidate:

@@ -9,7 +9,6 @@ import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.errors import DbopsError
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.timelines import history_switchpoint
 
-
 HISTORY = (
     "# written by hand\n1\t0/3000148\tno recovery target specified\n\n2\t16/B374D848\tbefore 2026-11-23 01:02:03\n"
 )
