@@ -44,7 +44,16 @@ def environment(name: str) -> dict[str, str]:
 def install_collection() -> None:
     """Build the checkout as it would be published, and install that."""
     shutil.rmtree(WORK / "collections", ignore_errors=True)
-    command = [BIN / "ansible-galaxy", "collection", "install", "--offline", "--force", "-p", WORK / "collections", "."]
+    command: list[str | Path] = [
+        BIN / "ansible-galaxy",
+        "collection",
+        "install",
+        "--offline",
+        "--force",
+        "-p",
+        WORK / "collections",
+        ".",
+    ]
     subprocess.run(command, cwd=CHECKOUT, env=environment(""), check=True, stdout=subprocess.DEVNULL)
 
 

@@ -57,8 +57,7 @@ def read_lost(local: LocalServer, pieces: Sequence[tuple[int, int, int]]) -> lis
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=local.data_dir,
                 **local.identity(),
             )  # fmt: skip
-            assert process.stdout is not None
-            lost += lost_transactions(process.stdout)
+            lost += lost_transactions(process.stdout or ())
             code = process.wait()
             errors.seek(0)
             said = " ".join(errors.read()[-400:].split())

@@ -69,6 +69,7 @@ class Member:
         self.directory = Path(options["state_dir"]) / options["cluster"]
         self.own = self.directory / "member"
         self.journal: Journal | None = None
+        self.operation = ""
         self.warnings: list[str] = []
 
     def run(self, *, check_mode: bool) -> dict[str, Any]:
@@ -98,7 +99,8 @@ class Member:
             self.journal.append(step, event, **data)
 
     def _open_journal(self) -> None:
-        operation = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}_{secrets.token_hex(3)}"
+        stamp = time.strftime("%Y%m%d%H%M%S", time.gmtime(self.clock.wall()))
+        self.operation = operation = f"{stamp}_{secrets.token_hex(3)}"
         meaning = {"kind": self.options["state"], "member": self.name, "primary": self.options.get("primary")}
         self.journal = Journal(
             self.own / f"{operation}.jsonl", operation=operation, clock=self.clock, fingerprint=params_hash(meaning)
@@ -457,8 +459,7 @@ class Member:
         return {"secured": [name for name in names if name not in left], "missing": left}
 
     def _write_receipt(self, fork: Fork, lost: list[LostTransaction]) -> dict[str, Any]:
-        assert self.journal is not None
-        path = self.own / f"{self.journal.operation}.receipt.json"
+        path = self.own / f"{self.operation}.receipt.json"
         names = self._relation_names(lost)
         receipt = {
             "member": self.name,
@@ -513,8 +514,7 @@ class Member:
 
     def _keep_configuration(self) -> Path:
         """Copies of the configuration in the data directory: pg_rewind replaces it by the primary's."""
-        assert self.journal is not None
-        kept: Path = self.own / f"{self.journal.operation}.configuration"
+        kept: Path = self.own / f"{self.operation}.configuration"
         kept.mkdir(mode=0o700)
         if self.local.has_copy(BEFORE):
             self.local.restore_copy(BEFORE, AUTO_CONF)
@@ -548,7 +548,6 @@ class Member:
         self.warnings.append(f"a new base backup is taken: {error.found}")
 
     def _by_base_backup(self, primary: NodeFacts, *, receipt: dict[str, Any] | None = None) -> dict[str, Any]:
-        assert self.journal is not None
         if self.local.tablespaces():
             raise DbopsError(
                 found=f"{self.name} has tablespaces outside of its data directory",
@@ -565,7 +564,7 @@ class Member:
         self.local.make_sibling(fresh)
         rewind.base_backup(self.local, login, fresh, timeout=self.options["rewind_timeout"])
         own = self._keep_configuration()
-        aside = data_dir.with_name(f"{data_dir.name}.dbops_{self.journal.operation}")
+        aside = data_dir.with_name(f"{data_dir.name}.dbops_{self.operation}")
         self.local.replace_data(fresh, aside)
         self._put_configuration_back(own)
         self.local.drop_copy(BEFORE)

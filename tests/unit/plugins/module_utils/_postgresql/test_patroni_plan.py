@@ -67,7 +67,7 @@ def test_all_is_well() -> None:
 def test_what_is_kept_are_checks_of_every_switchover() -> None:
     assert [name for name in planner.KEPT if name not in CHECKS] == []
     left = {"disk_version", "service_control", "manager_in_charge", "free_slots", "sibling_replication_login",
-            "logical_slots", "synchronized_standby_slots", "synchronous_standby_names"}  # fmt: skip
+            "logical_slots", "synchronized_standby_slots", "synchronous_standby_names", "wal_kept"}  # fmt: skip
     assert set(CHECKS) - set(planner.KEPT) == left
 
 
