@@ -182,12 +182,17 @@ class Failover:
         promoted = self._promoted(nodes)
         if promoted:
             return planner.plan_of_promoted(request, nodes, promoted)
+        earlier = self._recall(nodes)
         left = planner.standbys(request, nodes)
+        if earlier and earlier.candidate == planner.choose(request, nodes) and set(earlier.standbys) == set(left):
+            return earlier  # what is set now it may have set itself
         by_alter_system = [name for name in left if self._altered(name, "primary_conninfo") is not None]
+        before = self._altered(planner.choose(request, nodes), "wal_retrieve_retry_interval")
         return planner.make_plan(
             request,
             nodes,
-            retry_interval_before=self._altered(planner.choose(request, nodes), "wal_retrieve_retry_interval"),
+            # A run that was killed on another host has left it.
+            retry_interval_before=None if before == RETRY_INTERVAL else before,
             conninfo_by_alter_system=by_alter_system,
         )
 
@@ -324,6 +329,8 @@ class FailoverSteps(PromotionSteps):
         end = self._served_end()
         if end is None:
             return
+        if self._replayed(self.plan.candidate) < end:
+            self.undo_freeze()  # a run that was killed has frozen them
         try:
             wait_until(
                 lambda: self._replayed(self.plan.candidate),

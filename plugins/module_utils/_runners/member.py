@@ -211,7 +211,7 @@ class Member:
         primary = self._primary()
         if self._follows(primary):
             return self._result("unchanged", "already", changed=False)
-        interrupted = self._interrupted_rewind()
+        interrupted, kept = self._unfinished_rewind()
         running, standby = self.local.pid() is not None, False
         if running:
             standby = self._serves()
@@ -229,6 +229,8 @@ class Member:
                 )
             )
             return self._by_base_backup(primary)
+        if kept is not None and not running:
+            return self._after_rewind(primary, kept)
         if not standby:
             # Also a server that accepts writes: with another primary there, on a higher timeline, it is a second one.
             self.fence()
@@ -416,17 +418,21 @@ class Member:
         except DbopsError as error:
             self._need_base_backup(error.with_details(receipt=receipt))
             return self._by_base_backup(primary, receipt=receipt)
-        own = self._keep_configuration()
-        self._note("rewind", "start", control=self._control_mark())
+        kept = self._keep_configuration()
+        self._note("rewind", "start", control=self._control_mark(), kept=str(kept))
         rewind.rewind(self.local, source, dry_run=False, timeout=self.options["rewind_timeout"])
-        self._put_configuration_back(own)
+        return self._after_rewind(primary, kept, receipt=receipt, archive=secured)
+
+    def _after_rewind(self, primary: NodeFacts, kept: Path, **more: Any) -> dict[str, Any]:
+        """Never alone: a rewound server is consistent only with WAL that the primary has."""
+        self._put_configuration_back(kept)
         self.local.plant_signal()
         self._note("rewind", "done")
         self.local.drop_copy(BEFORE)
         self.local.write_settings(self._settings())
         self._start()
         self._await_streaming(primary)
-        return self._result("following", "rewind", changed=True, receipt=receipt, archive=secured)
+        return self._result("following", "rewind", changed=True, **more)
 
     def _checkpoint(self, primary: NodeFacts) -> None:
         """Until 15 pg_rewind takes the source's timeline from its pg_control, where it stands after the first
@@ -532,15 +538,19 @@ class Member:
         control = read_control(self.local.data_dir, self.clock)
         return [control.timeline, format_lsn(control.checkpoint_lsn), control.written_at]
 
-    def _interrupted_rewind(self) -> str:
-        """Id of an operation that began pg_rewind in this very data directory and did not see it end; empty if there is
-        none. pg_rewind writes pg_control last, so an unchanged one says that it did not get there."""
-        mark = self._control_mark()
-        for path in self.own.glob("*.jsonl"):
-            for record in read_journal(path):
-                if record["step"] == "rewind" and record["event"] == "start" and record["data"]["control"] == mark:
-                    return str(record["op"])
-        return ""
+    def _unfinished_rewind(self) -> tuple[str, Path | None]:
+        """What a killed run left. The id of an operation whose pg_rewind did not get to its end in this very data
+        directory: it writes pg_control last, so an unchanged one says so. Or, where it did and nobody has started the
+        server since (that takes backup_label away), the copies of the configuration that are to be put back."""
+        for path in sorted(self.own.glob("*.jsonl"), reverse=True):
+            records = read_journal(path)
+            begun = [each for each in records if each["step"] == "rewind" and each["event"] == "start"]
+            if not begun:
+                continue
+            if begun[0]["data"]["control"] == self._control_mark():
+                return str(begun[0]["op"]), None
+            return "", Path(begun[0]["data"]["kept"]) if self.local.has_copy("backup_label") else None
+        return "", None
 
     def _need_base_backup(self, error: DbopsError) -> None:
         if not self.options["rejoin_by_base_backup"]:
