@@ -195,12 +195,10 @@ def another_manager(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, 
     connection.close()
 
 
-def another_address(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
-    """Patroni's member has no name in common with ours: it is known by its server's address."""
-    sibling = stage.cluster.nodes[-1]
-    nodes = stage.cluster.module_arguments(sibling.name, sibling.name)["nodes"]
-    words = {"login_host": "localhost", "address": "192.0.2.1", "port": 5432}
-    yield {"nodes": [{**node, **words} if node["name"] == sibling.name else node for node in nodes]}
+def a_member_left_out(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
+    sibling = stage.cluster.nodes[-1].name
+    nodes = stage.cluster.module_arguments(sibling, sibling)["nodes"]
+    yield {"nodes": [node for node in nodes if node["name"] != sibling]}
 
 
 def a_logical_slot(stage: PatroniScene, _candidate: str) -> Iterator[dict[str, Any]]:
@@ -220,7 +218,7 @@ def no_checkpoint_privilege(stage: PatroniScene, _candidate: str) -> Iterator[di
     ("arrange", "says"),
     [
         (another_manager, "[patroni_alone] Patroni, repmgr"),
-        (another_address, "[patroni_leader] leader"),
+        (a_member_left_out, "it has 1 members that are not in dbops_clusters"),
         (a_logical_slot, "[patroni_logical_slots] not on"),
         (no_checkpoint_privilege, "lacks GRANT pg_checkpoint"),
         (paused, "[patroni_not_paused] paused"),
