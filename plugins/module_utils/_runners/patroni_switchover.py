@@ -31,7 +31,7 @@ from .switchover_steps import POLL_SECONDS, SwitchoverSteps
 
 PROVE_SECONDS = 2.0
 ANSWER_SECONDS = 120.0  # Patroni answers after 2 * max(10, loop_wait) seconds
-PENDING_SECONDS = 20.0  # a request that Patroni has accepted is acted on within one loop
+PENDING_SECONDS = 8.0  # Patroni acts on a request at once; longer, and the dead-men let the clients go meanwhile
 
 
 class _Request(threading.Thread):
