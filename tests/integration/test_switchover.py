@@ -77,7 +77,7 @@ def test_the_round(scene: Scene, tmp_path: Path) -> None:
     superuser = scene.primary.sql("SELECT rolsuper FROM pg_roles WHERE rolname = %s", (users.OPERATOR,))
     assert superuser == [(scene.cluster.major < 15,)]  # least privilege is what is tested, where it exists
     incomplete = {key: words for key, words in scene.arguments().items() if key != "candidate"}
-    assert "missing required arguments: candidate" in run_module("replica_promote", incomplete)["msg"]
+    assert "all of the following are missing: candidate" in run_module("replica_promote", incomplete)["msg"]
 
     with scene.primary.connect(users.APPLICATION, users.DATABASE) as connection:
         ledger.create(connection)
