@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -568,6 +569,7 @@ def main() -> int:
     unknown = (set(arguments.groups.split(",")) | set(counts)) - set(GROUPS)
     if unknown:
         parser.error(f"unknown groups {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended on the way out
     place = CHECKOUT / ".lab"
     place.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=place) as directory:
