@@ -280,6 +280,7 @@ def test_the_losing_case_is_refused(stage: PatroniScene) -> None:
     assert not pooled_errors(stage, began)
 
 
+@pytest.mark.long  # a race decides whether anything is lost: on a busy machine the freeze may come too late
 def test_a_loss_behind_the_proof_is_found_out(stage: PatroniScene) -> None:
     """The walreceiver freezes when Patroni has been asked already, and direct clients go on writing."""
     old, candidate = stage.names()
