@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.faults.failover_scene import Stage, receipt_of, stage
-from tests.lab import faults, users
+from tests.lab import faults, inventory, users
+from tests.lab.operation import run_playbook
 from tests.lab.server import wait_for
 
 VERSION = os.environ.get("DBOPS_VERSION", "18")
@@ -392,3 +394,54 @@ def test_two_failovers_started_together(scene: Stage) -> None:
         others
     )
     finish(scene, done[0], lost)
+
+
+# ---------------------------------------------------------------------------------------------------------- by playbook
+
+
+def test_by_playbook_and_again(scene: Stage) -> None:
+    """Check mode changes nothing; the failover loses nothing and brings everybody back; again it changes nothing."""
+    inventory.write(scene.cluster)
+    lost, _first, _second = scene.names()
+    scene.lose(lost, unsent=0.3)
+    words = {"promote_replica_mode": "failover", "promote_replica_failed_primary": lost}
+    play = run_playbook(scene.cluster, "promote_replica.yml", "--check", **words)
+    assert play.returncode == 0, play.stdout[-3000:]
+    assert "POINT OF NO RETURN" in play.stdout
+    assert scene.writable() == []
+    play = run_playbook(scene.cluster, "promote_replica.yml", **words)
+    assert play.returncode == 0, play.stdout[-3000:]
+    primary = scene.cluster.primary().name
+    scene.assert_settled(primary)
+    missing, _unknown = scene.lost_and_unknown()
+    assert not missing
+    play = run_playbook(scene.cluster, "promote_replica.yml", **words)
+    assert play.returncode == 0, play.stdout[-3000:]
+    assert "changed=0" in play.stdout.partition("PLAY RECAP")[2], play.stdout[-1500:]
+
+
+def test_by_playbook_when_the_host_is_gone(scene: Stage, tmp_path: Path) -> None:
+    """SSH to it fails: refused without a fence command, also when the command ran and nobody confirms it; with both it
+    fails over, and rejoin_replica brings the member back when its host is."""
+    inventory.write(scene.cluster)
+    lost, _first, _second = scene.names()
+    scene.lose(lost)
+    away = tmp_path / "away.yml"
+    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    away.write_text(json.dumps({"all": {"hosts": {f"lab-{lost}": gone}}}))
+    words: dict[str, Any] = {"promote_replica_mode": "failover", "promote_replica_failed_primary": lost}
+    play = run_playbook(scene.cluster, "promote_replica.yml", "-i", str(away), **words)
+    assert play.returncode != 0
+    assert "nobody has confirmed" in " ".join(play.stdout.split()), play.stdout[-3000:]
+    words.update(promote_replica_fence_command=["true"], promote_replica_fence_verify_command=["false"])
+    assert run_playbook(scene.cluster, "promote_replica.yml", "-i", str(away), **words).returncode != 0
+    assert scene.writable() == []
+    words.update(promote_replica_fence_verify_command=["true"])
+    play = run_playbook(scene.cluster, "promote_replica.yml", "-i", str(away), **words)
+    assert play.returncode == 0, play.stdout[-3000:]
+    primary = scene.cluster.primary().name
+    assert primary != lost
+    if REWINDS:
+        play = run_playbook(scene.cluster, "rejoin_replica.yml")
+        assert play.returncode == 0, play.stdout[-3000:]
+        scene.assert_settled(primary)
