@@ -404,7 +404,7 @@ def test_by_playbook_and_again(scene: Stage) -> None:
     inventory.write(scene.cluster)
     lost, _first, _second = scene.names()
     scene.lose(lost, unsent=0.3)
-    words = {"promote_replica_mode": "failover", "promote_replica_failed_primary": lost}
+    words: dict[str, Any] = {"promote_replica_mode": "failover", "promote_replica_failed_primary": lost}
     play = run_playbook(scene.cluster, "promote_replica.yml", "--check", **words)
     assert play.returncode == 0, play.stdout[-3000:]
     assert "POINT OF NO RETURN" in play.stdout
