@@ -31,6 +31,7 @@ from .._postgresql.receipt import LostTransaction, relations
 from .._postgresql.switchover_plan import member_slot
 from .._postgresql.timelines import Fork, History, fork_of
 from .members import ClusterSessions, members, replication_endpoint, standby_conninfo
+from .promotion import PromotionSteps
 
 CALL_SECONDS = 10.0
 SHOWN_TRANSACTIONS = 20
@@ -306,12 +307,7 @@ class Member:
         )
 
     def _create_slot(self) -> None:
-        slot = self._slot()
-        self.sessions.to(self.options["primary"]).run(
-            """SELECT pg_create_physical_replication_slot(%s, true)
-                WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)""",
-            [slot, slot],
-        )
+        PromotionSteps.create_slot(self.sessions.to(self.options["primary"]), self._slot(), reserve=True)
 
     def _slot(self) -> str:
         return self.options.get("slot") or member_slot(self.name)
