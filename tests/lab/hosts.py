@@ -131,8 +131,11 @@ class Host:
     def supervisor(self) -> int:
         """The process systemd-nspawn; LabError where the host is down."""
         for pid in self.pids():
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "systemd-nspawn":
-                return pid
+            try:
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "systemd-nspawn":
+                    return pid
+            except OSError:
+                continue  # a process that ended meanwhile
         raise LabError(f"host {self.name} is down")
 
 
