@@ -836,7 +836,9 @@ def test_another_run_that_logged_in_to_whatever_database(scene: Scene, database:
         session.cursor().execute(TAKE, lease_key(scene.cluster.name))
         result = scene.promote()
     assert (result["failed"], result["state"], result["changed"]) == (True, "refused", False)
-    assert f"another run holds the lease of cluster {scene.cluster.name} on {scene.sibling.name}: pid" in result["found"]
+    assert (
+        f"another run holds the lease of cluster {scene.cluster.name} on {scene.sibling.name}: pid" in result["found"]
+    )
     assert snapshot(scene.cluster) == before
 
 
