@@ -263,6 +263,12 @@ def test_the_id_of_the_failover_that_is_taken_up() -> None:
 # --------------------------------------------------------------------------------------------------------- who is chosen
 
 
+def test_what_was_restored_from_an_archive_counts_too() -> None:
+    assert position(standby("pg2", receive_lsn=8, replay_lsn=16)) == 16
+    assert position(standby("pg2", receive_lsn=16, replay_lsn=8)) == 16, "received, and not replayed yet"
+    assert position(standby("pg2", receive_lsn=None, replay_lsn=None)) == 0
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> Nodes:
     def one(name: str) -> NodeFacts:
