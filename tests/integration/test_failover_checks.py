@@ -85,7 +85,8 @@ def case(
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lost]:
-    with Cluster.create(tmp_path_factory.mktemp("failover") / "lab", "18") as cluster:
+    quick = {"wal_retrieve_retry_interval": "200ms"}
+    with Cluster.create(tmp_path_factory.mktemp("failover") / "lab", "18", settings=quick) as cluster:
         yield Lost(cluster)
 
 
