@@ -68,7 +68,11 @@ machine() {
     cp -r "$top/checkout.bundle" "$top/host" "$top/machine/"
     cp -L /etc/resolv.conf /etc/hosts "$top/machine/etc/"
     # Also as a file: ansible-test passes no variables on to pip.
-    (echo '[global]'; env | sed -n 's/^PIP_\([^=]*\)=/\L\1\E = /p' | tr _ -) >"$top/machine/etc/pip.conf"
+    local name words
+    for name in $(compgen -e PIP_); do
+        words=${name#PIP_} words=${words,,}
+        echo "${words//_/-} = ${!name}"
+    done | sed '1i [global]' >"$top/machine/etc/pip.conf"
     chroot "$top/machine" useradd --create-home --skel /nonexistent dba
     rm -rf "$top/machine/root" && mkdir "$top/machine/root"
     chroot "$top/machine" install -d -o dba -g dba /srv/dba

@@ -27,8 +27,10 @@ options:
       - What to do. V(switchover) is planned work with a running primary.
       - V(failover) promotes a standby because O(failed_primary) is gone. It refuses without a confirmed O(fence), and
         says what may be lost. It speaks to the standbys only, so it can run on the host of any of them.
+      - V(rehearse) does what a switchover does before clients have to wait, measures what the pause would consist of,
+        and takes everything back. No pooler is paused, no server is stopped. What refuses a switchover refuses it.
     type: str
-    choices: [switchover, failover]
+    choices: [switchover, failover, rehearse]
     default: switchover
   cluster:
     description:
@@ -38,7 +40,8 @@ options:
   candidate:
     description:
       - Name of the member that is to be the primary. Naming it makes the module idempotent.
-      - Required for a switchover. In a failover the default is the most advanced standby that can be promoted.
+      - Required for a switchover and its rehearsal. In a failover the default is the most advanced standby that can
+        be promoted.
     type: str
   node:
     description:
@@ -48,7 +51,7 @@ options:
     required: true
   local:
     description:
-      - The server of O(node) on this host. Required for a switchover.
+      - The server of O(node) on this host. Required for a switchover and its rehearsal.
     type: dict
     suboptions:
       data_dir:
@@ -390,9 +393,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: C(switched over), C(failed over), C(unchanged), C(would switch over), C(would fail over), C(refused),
-    C(rolled back), C(rollback unfinished), C(unfinished), or with O(patroni) also C(data lost). After C(unfinished) and
-    C(rollback unfinished) a second run goes on.
+  description: C(switched over), C(failed over), C(rehearsed), C(unchanged), C(would switch over), C(would fail over),
+    C(would rehearse), C(would recover), C(refused), C(rolled back), C(rollback unfinished), C(unfinished), or with
+    O(patroni) also C(data lost). After C(unfinished) and C(rollback unfinished) a second run goes on.
   returned: always
   type: str
 operation:
@@ -442,6 +445,15 @@ pause_ms:
   description: How long poolers were paused, in milliseconds.
   returned: when something was begun
   type: float
+prediction:
+  description:
+    - How long a switchover would hold clients. C(pause_ms) in all, its C(parts) by step, and in C(exceeds) why such a
+      switchover would be rolled back, empty if it would not.
+    - Measured are the oldest transaction of a client, a checkpoint right after another one, the way from a commit to
+      its replay, and an answer of the slowest pooler. How long the server takes to end its sessions, and the candidate
+      to be promoted, are fixed figures of the collection's benchmark.
+  returned: after a rehearsal
+  type: dict
 archive:
   description: WAL files of the old primary that were C(secured) in the archive after it stopped, and those C(missing).
   returned: when something was begun
@@ -480,12 +492,15 @@ from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.failover import Failover
 from ..module_utils._runners.patroni_switchover import PatroniSwitchover
+from ..module_utils._runners.rehearsal import PatroniRehearsal, Rehearsal
 from ..module_utils._runners.switchover import Switchover
+
+RUNS = {"switchover": (Switchover, PatroniSwitchover), "rehearse": (Rehearsal, PatroniRehearsal)}
 
 
 def argument_spec() -> dict:
     return {
-        "mode": {"type": "str", "choices": ["switchover", "failover"], "default": "switchover"},
+        "mode": {"type": "str", "choices": ["switchover", "failover", "rehearse"], "default": "switchover"},
         "cluster": {"type": "str", "required": True},
         "candidate": {"type": "str"},
         "node": {"type": "str", "required": True},
@@ -568,7 +583,11 @@ def argument_spec() -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec=argument_spec(),
-        required_if=[("mode", "switchover", ["candidate", "local"]), ("mode", "failover", ["failed_primary"])],
+        required_if=[
+            ("mode", "switchover", ["candidate", "local"]),
+            ("mode", "rehearse", ["candidate", "local"]),
+            ("mode", "failover", ["failed_primary"]),
+        ],
         supports_check_mode=True,
     )
     missing = missing_driver()
@@ -578,8 +597,9 @@ def main() -> None:
         if module.params["mode"] == "failover":
             outcome = Failover(module.params, clock=Clock(), check_mode=module.check_mode).run()
         else:
-            switchover = PatroniSwitchover if module.params["patroni"] else Switchover
-            outcome = switchover(module.params, clock=Clock()).run(check_mode=module.check_mode)
+            plain, patroni = RUNS[module.params["mode"]]
+            run = patroni if module.params["patroni"] else plain
+            outcome = run(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:
         for warning in error.details.pop("warnings", []):
             module.warn(warning)

@@ -119,6 +119,18 @@ def begun(stage: PatroniScene, old: str, before: set[Path], step: str) -> None:
     wait_for(reached, seconds=60, what=f"the step {step}", interval=0.001)
 
 
+def test_a_rehearsal_asks_patroni_for_nothing(stage: PatroniScene) -> None:
+    old, candidate = stage.names()
+    before = stage.state()
+    began = time.time()
+    result = run_module("replica_promote", stage.arguments(candidate, old, mode="rehearse"))
+    assert (result["state"], result["changed"]) == ("rehearsed", False), result.get("msg")
+    assert [step["step"] for step in result["timeline"]][:2] == ["intent", "checkpoints"]
+    assert set(result["prediction"]["parts"]) == {"pause_poolers", "prove", "promote", "resume_poolers"}
+    assert stage.state() == before
+    assert not pooled_errors(stage, began)
+
+
 def test_there_and_again_by_playbook(stage: PatroniScene) -> None:
     """Check, do, do again: no error through the pooler, nothing lost, and every member follows."""
     old, candidate = stage.names()

@@ -45,7 +45,7 @@ def neighbour(neighbour_standing: Standing) -> Iterator[Scene]:
 
 
 class Run:
-    """One ansible-playbook, without a terminal. Every warning is a failure."""
+    """One ansible-playbook, without a terminal. A warning is a failure, but for the one of a run that was killed."""
 
     def __init__(self, playbook: str, inventory_file: Path, *words: str, **variables: Any) -> None:
         command = [sys.executable, "-m", "ansible", "playbook", str(CHECKOUT / "playbooks" / f"{playbook}.yml")]
@@ -66,7 +66,8 @@ class Run:
         )
         self.code = done.returncode
         self.output = done.stdout
-        assert "WARNING]" not in self.output, self.output
+        foreseen = re.compile(r"\[WARNING]: an unfinished run \(\w+\) was rolled back first")
+        assert "WARNING]" not in foreseen.sub("", self.output), self.output
 
     @property
     def text(self) -> str:
@@ -125,6 +126,29 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     Run("promote_replica_rollback", hosts, **rollback).succeeded(changed=False)
     assert snapshot(scene.cluster) == undone
     assert snapshot(neighbour.cluster) == beside
+
+
+@on_18
+def test_a_module_that_was_killed(scene: Scene, tmp_path: Path) -> None:
+    """What Ansible makes of it names a dead process and a return code. The operator has to read what to do."""
+    data = inventory.inventory(scene.cluster)
+    words = {"dbops_cluster": scene.cluster.name, "promote_replica_candidate": scene.candidate.name}
+    lock = scene.cluster.state_dir(scene.primary.name) / scene.cluster.name / "lock"
+    old = next(
+        member
+        for member in data["all"]["vars"]["dbops_clusters"][scene.cluster.name]["members"]
+        if member["name"] == scene.primary.name
+    )
+    proper = old["service"]
+    old["service"] = {**proper, "stop": ["sh", "-c", f"kill -9 $(sed 's/.* //' {lock})"]}
+    Run("promote_replica", dumped(tmp_path / "hosts.yml", data), **words).failed(
+        "what to do: run this playbook again: it finishes what was begun, or takes it back"
+    )
+    assert scene.cluster.primary() is scene.primary
+    old["service"] = proper
+    again = Run("promote_replica", dumped(tmp_path / "hosts.yml", data), **words).succeeded(changed=True)
+    assert "was rolled back first" in again.text
+    assert scene.cluster.primary() is scene.candidate
 
 
 class Reader:
@@ -196,6 +220,9 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
         "found: candidate pg9", "expected: one of pg1, pg2, pg3", "what to do: name a member"
     )
     Run("promote_replica", hosts, dbops_cluster=scene.cluster.name).failed("promote_replica_candidate")
+    Run("promote_replica", hosts, promote_replica_max_pause=100, **words).failed(
+        "found: promote_replica_max_pause; expected: variables that this role has; what to do: correct the name"
+    )
 
     accounts = data["all"]["vars"]["dbops_clusters"][scene.cluster.name]
     member = accounts["members"][1]

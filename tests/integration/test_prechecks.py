@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import psycopg2.extensions
 import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.clock import Clock
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql import switchover_plan as planner
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.lease import TAKE, lease_key
 from ansible_collections.stateful.dbops.plugins.module_utils._runners.members import ClusterSessions, members
 
 from tests.integration.conftest import borrowed
@@ -825,6 +826,20 @@ def test_an_unfinished_switchover_to_another_candidate_is_not_passed_over(scene:
     finally:
         finish = run_module("replica_promote", scene.arguments())
     assert finish["state"] == "switched over", finish["msg"]
+
+
+@pytest.mark.parametrize("database", ["postgres", users.DATABASE])
+def test_another_run_that_logged_in_to_whatever_database(scene: Scene, database: str) -> None:
+    """An advisory lock keeps out only those who ask for it in the same database of the server."""
+    before = snapshot(scene.cluster)
+    with closing(scene.sibling.connect(dbname=database)) as session:
+        session.cursor().execute(TAKE, lease_key(scene.cluster.name))
+        result = scene.promote()
+    assert (result["failed"], result["state"], result["changed"]) == (True, "refused", False)
+    assert (
+        f"another run holds the lease of cluster {scene.cluster.name} on {scene.sibling.name}: pid" in result["found"]
+    )
+    assert snapshot(scene.cluster) == before
 
 
 def test_every_check_was_seen_to_fail() -> None:

@@ -20,7 +20,7 @@ PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 # Set for all roles by whoever writes the inventory, so they carry no role's name.
 SHARED = ("dbops_clusters", "dbops_cluster", "dbops_state_dir")
 # Facts for the next node of a workflow, and the pattern that the playbooks take.
-ELSEWHERE = {"dbops_primary", "dbops_switchover", "dbops_failover", "dbops_loss", "dbops_hosts"}
+ELSEWHERE = {"dbops_primary", "dbops_switchover", "dbops_failover", "dbops_loss", "dbops_rehearsal", "dbops_hosts"}
 
 
 def load(path: Path) -> Any:

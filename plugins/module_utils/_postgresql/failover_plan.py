@@ -404,25 +404,28 @@ def old_sync_names(request: FailoverRequest, left: Nodes, candidate: str) -> str
     return left[candidate].settings.get("synchronous_standby_names") or None
 
 
-def _application_names(left: Nodes) -> dict[str, str]:
-    """Member -> the name by which it may stand in synchronous_standby_names."""
-    return {name: facts.application_name or name for name, facts in left.items()}
+def _known_as(facts: NodeFacts) -> str:
+    """The name by which the failed primary knew this standby: a walreceiver without one takes cluster_name."""
+    return facts.application_name or facts.settings.get("cluster_name") or "walreceiver"
 
 
 def promise_kept(request: FailoverRequest, left: Nodes, candidate: str) -> bool | None:
     """Has the most advanced of those who answered every commit that was acknowledged as synchronous? A commit waited
-    for n of the N that are listed, and nobody knows which: so N - n + 1 of them have to be seen. None: not known."""
-    names = old_sync_names(request, left, candidate)
-    rule = parse_sync_rule(names or "")
+    for n of those that are listed, and nobody knows which: so fewer than n of them may be missing here. None: not known.
+
+    A silent standby has its member's name, unless one that answers shows that here they have other names: then it may
+    share any name in the list.
+    """
+    rule = parse_sync_rule(old_sync_names(request, left, candidate) or "")
     if rule is None:
         return None
-    listed = [name.lower() for name in rule.names]
-    if "*" in listed:
-        others = [name for name in request.members if name != request.failed_primary]
-        return len(left) >= len(others) - rule.number + 1
-    seen = [name for name in _application_names(left).values() if name.lower() in listed]
-    own = [name for name in listed if name != request.failed_primary.lower()]
-    return len(seen) >= len(own) - rule.number + 1
+    listed = {name.lower() for name in rule.names}
+    names = {member: _known_as(facts).lower() for member, facts in left.items()}
+    silent = {member.lower() for member in request.members.keys() - left.keys() - {request.failed_primary}}
+    missing = len(listed - {*names.values(), request.failed_primary.lower(), "*"} | (silent if "*" in listed else set()))
+    if any(name in listed and name != member.lower() for member, name in names.items()):
+        missing = max(missing, len(silent))
+    return ("*" in listed or not listed.isdisjoint(names.values())) and missing < rule.number
 
 
 def _synchronous_promise(request: FailoverRequest, left: Nodes, candidate: str) -> Check:
@@ -446,12 +449,12 @@ def sync_after(request: FailoverRequest, left: Nodes, candidate: str) -> tuple[s
     else:
         rule = parse_sync_rule(old_sync_names(request, left, candidate) or "")
         names = [name.lower() for name in rule.names] if rule else []
-        mine = _application_names(left)[candidate]
+        mine = _known_as(left[candidate])
         if rule is not None and request.failed_primary.lower() not in names and mine.lower() in names:
             rule = rule.renamed(mine, request.failed_primary)
     if rule is None:
         return "", 0
-    others = tuple(name for member, name in _application_names(left).items() if member != candidate)
+    others = tuple(facts.application_name or name for name, facts in left.items() if name != candidate)
     return str(rule), rule.missing(others)
 
 

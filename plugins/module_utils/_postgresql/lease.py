@@ -17,11 +17,13 @@ SELECT pg_try_advisory_lock(%s, %s), set_config('tcp_keepalives_idle', '4', fals
        set_config('tcp_keepalives_interval', '2', false), set_config('tcp_keepalives_count', '3', false),
        set_config('tcp_user_timeout', '10000', false)
 """
+# A lock belongs to one database, and two runs may log in to two: so TAKE alone keeps none out that takes it elsewhere.
 # pg_locks shows the locks of all databases, and to everybody; whose they are only to some.
 HOLDERS = """
 SELECT pid, application_name, coalesce(client_addr::text, 'local') AS client
   FROM pg_locks JOIN pg_stat_activity USING (pid)
  WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid::bigint = %s AND objid::bigint = %s
+   AND pid <> pg_backend_pid()
 """
 
 

@@ -457,7 +457,7 @@ class PoolerConsole:
                     raise DbopsError(
                         found=f"pooler {self.endpoint.label}: still busy: {'; '.join(item.label for item in busy)}",
                         expected="every transaction that was under way ends within the pause limit",
-                        remedy="first end long transactions, and clients of pool_mode session; or allow a longer pause",
+                        remedy="first end long transactions, and clients of pool_mode session; or raise max_pause_ms",
                     )
         except DbopsError as error:
             self._drop_pausers()

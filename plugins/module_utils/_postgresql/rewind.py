@@ -53,12 +53,12 @@ def read_lost(local: LocalServer, pieces: Sequence[tuple[int, int, int]]) -> lis
         with tempfile.TemporaryFile("w+") as errors:
             argv = [program(local, "pg_waldump"), "--path", str(local.data_dir / "pg_wal"), "--timeline", str(timeline)]
             argv += ["--start", format_lsn(start), "--end", format_lsn(end)]
-            process = subprocess.Popen(  # pylint: disable=ansible-bad-function # its output may be gigabytes
+            with subprocess.Popen(  # pylint: disable=ansible-bad-function # its output may be gigabytes
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=local.data_dir,
                 **local.identity(),
-            )  # fmt: skip
-            lost += lost_transactions(process.stdout or ())
-            code = process.wait()
+            ) as process:  # fmt: skip
+                lost += lost_transactions(process.stdout or ())
+            code = process.returncode
             errors.seek(0)
             said = " ".join(errors.read()[-400:].split())
         if code != 0:

@@ -144,9 +144,10 @@ class ClusterSessions:
         names = [name for name, facts in nodes.items() if facts.answered]
         for name in sorted(names, key=lambda item: (item != first, item)):
             session = self.to(name)
-            if session.value(TAKE, key):
-                continue
+            taken = session.value(TAKE, key)
             holder = session.rows(HOLDERS, key)
+            if taken and not holder:
+                continue
             who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holder)
             raise DbopsError(
                 found=f"another run holds the lease of cluster {cluster} on {name}: {who or 'unknown'}",

@@ -77,7 +77,7 @@ class PatroniSteps(SwitchoverSteps):
         self._begin_pause()
         primary = self.sessions.to(self.plan.old_primary)
         written = parse_lsn(primary.value("SELECT pg_current_wal_lsn()::text", deadline=self._in_pause()))
-        replayed = self._await_replay(
+        replayed = self.await_replay(
             written,
             deadline=self._in_pause(PROVE_SECONDS),
             what=f"{self.plan.candidate} has replayed {format_lsn(written)}, where {self.plan.old_primary} writes now",

@@ -221,7 +221,9 @@ class Switchover:
         self._show(plan)
         # Lower case, digits and underscore only: it is part of a slot's name.
         operation = f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(self.clock.wall()))}_{secrets.token_hex(3)}"
-        steps = self._begin(operation, plan)
+        return self._perform(self._begin(operation, plan))
+
+    def _perform(self, steps: SwitchoverSteps) -> Outcome:
         return self._carry_out(steps, list(steps.all().values()))
 
     def _retry_interval(self) -> str | None:
@@ -237,15 +239,18 @@ class Switchover:
         steps = self._begin(operation, plan, resumed="unwinding")
         with steps.runner.signals():
             steps.runner.undo_all(_before_promotion(steps))
-        if steps.runner.undo_errors:
-            raise DbopsError(
-                found=f"an unfinished run {operation} could not be undone: {'; '.join(steps.runner.undo_errors)}",
-                expected="its leftovers can be removed before a new switchover begins",
-                remedy=f"mend what is named and run again; {plan.old_primary} is the primary",
-                details={**self._common(), **self._report(steps, "rollback unfinished"), "changed": True},
-            )
+        self._undone(steps, f"an unfinished run {operation}")
         self._close(steps, "rolled_back")
         self.warnings.append(f"an unfinished run ({operation}) was rolled back first")
+
+    def _undone(self, steps: SwitchoverSteps, what: str) -> None:
+        if steps.runner.undo_errors:
+            raise DbopsError(
+                found=f"{what} could not be undone: {'; '.join(steps.runner.undo_errors)}",
+                expected="its leftovers can be removed before anything new begins",
+                remedy=f"mend what is named and run again; {steps.plan.old_primary} is the primary",
+                details={**self._common(), **self._report(steps, "rollback unfinished"), "changed": True},
+            )
 
     def _resume(self, found: Situation) -> Outcome:
         """Finish, or where that cannot be proved safe undo, what an earlier run began."""

@@ -115,7 +115,7 @@ class SwitchoverSteps(PromotionSteps):
             remedy="its replication stands still although it looked well: read its log and the walreceiver's state",
         )
 
-    def _await_replay(self, lsn: int, *, deadline: Deadline, what: str, remedy: str) -> int:
+    def await_replay(self, lsn: int, *, deadline: Deadline, what: str, remedy: str) -> int:
         candidate = self.sessions.to(self.plan.candidate)
 
         def replayed() -> str:
@@ -316,7 +316,7 @@ class SwitchoverSteps(PromotionSteps):
             control = read_control(self.local.data_dir, self.clock)
             checkpoint = read_shutdown_checkpoint(self.local.data_dir, control)
             start, end = checkpoint.start_lsn, checkpoint.end_lsn
-        replayed = self._await_replay(
+        replayed = self.await_replay(
             end,
             deadline=self._in_pause(),
             what=f"{self.plan.candidate} has replayed {format_lsn(end)}, the end of the shutdown checkpoint of"
