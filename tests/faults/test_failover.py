@@ -313,20 +313,6 @@ def test_a_fenced_primary_that_cannot_be_started(scene: Stage) -> None:
         finish(scene, result, lost)
 
 
-def test_a_unit_that_restarts_by_itself(scene: Stage) -> None:
-    """Whatever starts the fenced server again starts a standby, with the settings of before: it is told once more, and
-    where that does not help, it is said."""
-    lost, _first, _second = scene.names()
-    with faults.restart_watcher(scene.node(lost)):
-        stubborn = scene.start_fence(lost).result()
-        assert stubborn.get("failed"), stubborn
-        assert "started again by something else" in stubborn["found"], stubborn
-        assert scene.writable() == []
-    result = scene.failover(lost, fence=scene.fence(lost))
-    assert result["loss"]["bytes"] == 0, result
-    finish(scene, result, lost)
-
-
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_fence_killed(scene: Stage, moment: str) -> None:
     lost, _first, _second = scene.names()

@@ -171,19 +171,8 @@ class Member:
         self._note("alone", "done")
 
     def _start(self) -> None:
-        """As a standby, with the settings as they are now. A unit that starts it by itself (Restart=) may have been
-        faster, with those of before: then once more."""
         self.local.plant_signal()
-        deadline = Deadline.after(self.clock, self.options["recovery_timeout"])
-        for _attempt in range(3):
-            if self.local.pid() is None and self.local.start(deadline, may_run=True):
-                return
-            self._stop()
-        raise DbopsError(
-            found=f"{self.name} is started again by something else whenever it was stopped",
-            expected="its service stops it, and it stays down until the service starts it",
-            remedy="end what starts it behind the back of its service, and run again",
-        )
+        self.local.start(Deadline.after(self.clock, self.options["recovery_timeout"]))
 
     def _stop(self) -> None:
         self.sessions.drop(self.name)
@@ -191,8 +180,8 @@ class Member:
         if not self.local.end_stop(Deadline.after(self.clock, self.options["stop_timeout"])):
             raise DbopsError(
                 found=f"{self.name} did not stop within {self.options['stop_timeout']} s",
-                expected="its service stops it",
-                remedy="find out what keeps it (its log), and run again",
+                expected="its service stops it, and nothing else starts it again",
+                remedy="find out what keeps it (its log) or starts it again, and run again",
             )
 
     def _await_end_of_wal(self, deadline: Deadline) -> None:
