@@ -195,6 +195,7 @@ from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.member import Member
+from ..module_utils._runners.rejoin import Rejoin
 
 
 def main() -> None:
@@ -235,7 +236,8 @@ def main() -> None:
     if missing is not None:
         module.fail_json(msg=missing.message)
     try:
-        result = Member(module.params, clock=Clock()).run(check_mode=module.check_mode)
+        runner = Rejoin if module.params["state"] == "following" else Member
+        result = runner(module.params, clock=Clock()).run(check_mode=module.check_mode)
     except DbopsError as error:
         module.fail_json(
             msg=error.message, found=error.found, expected=error.expected, remedy=error.remedy, **error.details

@@ -70,8 +70,8 @@ class Stage:
         fence: dict[str, Any] = result["fence"]
         return fence
 
-    def start_fence(self, name: str, *, serve_wal: bool = True, failpoint: str = "") -> ModuleRun:
-        arguments = self._plain(name, state="fenced", serve_wal=serve_wal, stop_timeout=15)
+    def start_fence(self, name: str, *, serve_wal: bool = True, failpoint: str = "", **changes: Any) -> ModuleRun:
+        arguments = self._plain(name, state="fenced", serve_wal=serve_wal, stop_timeout=15, **changes)
         return start_module("pg_member", arguments, failpoint=failpoint)
 
     def start_failover(self, lost: str, *, failpoint: str = "", **changes: Any) -> ModuleRun:

@@ -108,7 +108,9 @@ def test_the_receipt_lists_exactly_what_was_lost(scene: Stage) -> None:
     assert receipt["transactions"] == len(receipt["lost"]) == back["receipt"]["transactions"]
     transfers = {each["xid"] for each in receipt["lost"] if "accounts.transaction_journal" in each["rows"]}
     acknowledged = {entry.xid for entry in missing}
-    assert acknowledged <= transfers, "acknowledged, lost, and not in the receipt"
+    # The rows of the first one may have reached the standbys before its commit did not.
+    assert acknowledged <= {each["xid"] for each in receipt["lost"]}, "acknowledged, lost, and not in the receipt"
+    assert len(acknowledged - transfers) <= 6, "one for each connection that had begun"
     assert transfers - acknowledged <= {entry.xid for entry in unknown}, "in the receipt, and nobody's"
 
 
@@ -293,6 +295,22 @@ def test_failover_killed_at_a_step(scene: Stage, step: str, moment: str) -> None
     assert not missing
     finish(scene, result, lost)
     assert scene.failover(lost).get("state") in ("unchanged", "refused")
+
+
+def test_a_fenced_primary_that_cannot_be_started(scene: Stage) -> None:
+    """Its WAL is not to be had, but it is down for certain: that is a fence, and what may be lost is not known."""
+    lost, _first, _second = scene.names()
+    scene.lose(lost)
+    local = scene.cluster.module_arguments(lost, lost)["local"]
+    broken = {**local, "service": {**local["service"], "start": ["false"]}}
+    fenced = scene.start_fence(lost, local=broken).result()
+    assert fenced.get("fence", {}).get("confirmed") is True, fenced
+    assert "cannot be started" in json.dumps(fenced["warnings"]), fenced
+    result = scene.failover(lost, fence=fenced["fence"])
+    assert result.get("state") == "failed over", result
+    assert result["loss"]["bytes"] is None
+    if REWINDS:
+        finish(scene, result, lost)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -522,7 +540,13 @@ def test_by_playbook_when_fence_or_witness_fails(scene: Stage, tmp_path: Path) -
 
     def run(command: list[str], **more: Any) -> str:
         play = run_playbook(
-            scene.cluster, "promote_replica.yml", "-i", str(away), promote_replica_fence_command=command, **words, **more
+            scene.cluster,
+            "promote_replica.yml",
+            "-i",
+            str(away),
+            promote_replica_fence_command=command,
+            **words,
+            **more,
         )
         assert play.returncode != 0, play.stdout[-3000:]
         assert scene.writable() == []
@@ -530,7 +554,7 @@ def test_by_playbook_when_fence_or_witness_fails(scene: Stage, tmp_path: Path) -
 
     assert "Run the fence command" in run(["false"])
     began = time.monotonic()
-    assert "did not complete within 3 seconds" in run(["sleep", "600"])
+    assert "Timed out after 3 second(s)" in run(["sleep", "600"])
     assert time.monotonic() - began < 200
     said = run(["true"], dbops_clusters=clusters)
     assert "app1 could not look" in said, said[-3000:]

@@ -53,7 +53,9 @@ def lab() -> Iterator[Lab]:
     with lab_of("guard", {"pg1": "debian12", "pg2": "debian12"}) as lab:
         for name in lab.hosts:
             lab.send(name, PASSFILE, f"*:*:*:replicator:{password}\n")
-            lab.send(name, "/var/lib/postgresql/role.sql", f"CREATE ROLE replicator REPLICATION LOGIN PASSWORD '{password}'")
+            lab.send(
+                name, "/var/lib/postgresql/role.sql", f"CREATE ROLE replicator REPLICATION LOGIN PASSWORD '{password}'"
+            )
             lab.run(name, f"cd /var/lib/postgresql && chown postgres: role.sql {PASSFILE} && chmod 600 {PASSFILE}")
         lab.run("pg1", PRIMARY)
         lab.run("pg2", STANDBY)
@@ -76,7 +78,7 @@ def guard(lab: Lab, directory: Path) -> str:
         "replication_passfile": PASSFILE,
     }
     inventory["all"]["vars"] |= {"dbops_clusters": {"main": cluster}, "dbops_cluster": "main"}
-    inventory["all"]["children"] = {"main": {"hosts": dict.fromkeys(lab.hosts, {})}}
+    inventory["all"]["children"] = {"main": {"hosts": {name: {} for name in lab.hosts}}}
     path = directory / "inventory.json"
     path.write_text(json.dumps(inventory))
     words = ["-i", str(path), "-e", json.dumps({"dbops_cluster": "main", "promote_replica_start_guard_seconds": 2})]

@@ -114,9 +114,11 @@ def test_how_pg_rewind_refuses(version: str, tmp_path: Path) -> None:
             with pytest.raises(DbopsError, match=r"pg_rewind --dry-run failed: .*no rewind required") as raised:
                 rewind.rewind(local, endpoint, dry_run=True, timeout=60)
             assert secret not in raised.value.message
-        with pytest.raises(DbopsError, match="pg_rewind failed: .*password authentication failed") as raised:
+        with pytest.raises(DbopsError, match=r"pg_rewind failed: .*password authentication failed") as raised:
             rewind.rewind(local, replace(login, passfile="", password="wrong-secret"), dry_run=False, timeout=60)
         assert "wrong-secret" not in raised.value.message
-        with pytest.raises(DbopsError, match="pg_basebackup failed: .*password authentication failed") as raised:
-            rewind.base_backup(local, replace(login, passfile="", password="wrong-secret"), tmp_path / "new", timeout=60)
+        with pytest.raises(DbopsError, match=r"pg_basebackup failed: .*password authentication failed") as raised:
+            rewind.base_backup(
+                local, replace(login, passfile="", password="wrong-secret"), tmp_path / "new", timeout=60
+            )
         assert "was not touched" in raised.value.remedy

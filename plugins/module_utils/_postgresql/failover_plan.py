@@ -416,7 +416,7 @@ def _known_as(facts: NodeFacts) -> str:
 
 def promise_kept(request: FailoverRequest, left: Nodes, candidate: str) -> bool | None:
     """Has the most advanced of those who answered every commit that was acknowledged as synchronous? A commit waited
-    for n of those that are listed, and nobody knows which: so fewer than n of them may be missing here. None: not known.
+    for n of those that are listed, and nobody knows which: so fewer than n of them may be missing. None: not known.
 
     A silent standby has its member's name, unless one that answers shows that here they have other names: then it may
     share any name in the list.
@@ -427,7 +427,8 @@ def promise_kept(request: FailoverRequest, left: Nodes, candidate: str) -> bool 
     listed = {name.lower() for name in rule.names}
     names = {member: _known_as(facts).lower() for member, facts in left.items()}
     silent = {member.lower() for member in request.members.keys() - left.keys() - {request.failed_primary}}
-    missing = len(listed - {*names.values(), request.failed_primary.lower(), "*"} | (silent if "*" in listed else set()))
+    unseen = listed - {*names.values(), request.failed_primary.lower(), "*"}
+    missing = len(unseen | silent if "*" in listed else unseen)
     if any(name in listed and name != member.lower() for member, name in names.items()):
         missing = max(missing, len(silent))
     return ("*" in listed or not listed.isdisjoint(names.values())) and missing < rule.number

@@ -80,6 +80,17 @@ class LocalServer:
     config_dir: str = ""
     _started: list[Any] = field(default_factory=list, compare=False, repr=False)
 
+    @classmethod
+    def of(cls, options: dict[str, Any], clock: Clock) -> LocalServer:
+        """From the modules' ``local`` option. Raises DbopsError where its service is incomplete."""
+        return cls(
+            Path(options["data_dir"]),
+            Service.of(options["service"]),
+            clock,
+            bin_dir=options.get("bin_dir") or "",
+            config_dir=options.get("config_dir") or "",
+        )
+
     # -- reading
 
     def problem(self) -> str:

@@ -162,6 +162,15 @@ class ClusterSessions:
             self.drop(name)
 
 
+def read_history(login: Endpoint, timeline: int, *, clock: Clock, timeout: float) -> str:
+    """The history file of a timeline, from a server that lives on it or on a later one; the first one has none."""
+    if timeline == 1:
+        return ""
+    with connect(login, clock=clock, timeout=timeout, replication=True, application_name="dbops probe") as session:
+        content = session.rows(f"TIMELINE_HISTORY {timeline}")[0]["content"]
+    return content if isinstance(content, str) else bytes(content).decode()
+
+
 def read_pooler(
     console: PoolerConsole, options: dict[str, Any], cluster: dict[str, Member], *, deadline: Any
 ) -> PoolerFacts:

@@ -11,10 +11,10 @@ from .._core.clock import Clock, Deadline, wait_until
 from .._core.errors import DbopsError
 from .._core.operation import PlannedStep, Step
 from .._postgresql.catalog import OPERATION_TABLE, read_receiver
-from .._postgresql.client import Session, connect
+from .._postgresql.client import Session
 from .._postgresql.switchover_plan import Follower, Member
 from .._postgresql.timelines import history_switchpoint
-from .members import ClusterSessions, replication_endpoint, standby_conninfo
+from .members import ClusterSessions, read_history, replication_endpoint, standby_conninfo
 
 CALL_SECONDS = 10.0
 FORWARD_SECONDS = 60.0
@@ -183,9 +183,5 @@ class PromotionSteps:
                 remedy="it was not promoted by this run; find out what happened before clients use it",
             )
         login = replication_endpoint(self.members[plan.candidate], self.options)
-        with connect(
-            login, clock=self.clock, timeout=CALL_SECONDS, replication=True, application_name="dbops probe"
-        ) as replication:
-            content = replication.rows(f"TIMELINE_HISTORY {timeline}")[0]["content"]
-        text = content if isinstance(content, str) else bytes(content).decode()
+        text = read_history(login, timeline, clock=self.clock, timeout=CALL_SECONDS)
         return timeline, history_switchpoint(text, plan.old_timeline)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from .._core.clock import Clock, Deadline
@@ -13,7 +12,7 @@ from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts
 from .._postgresql.client import connect
 from .._postgresql.control import read_control
-from .._postgresql.local import LocalServer, Service
+from .._postgresql.local import LocalServer
 from .._postgresql.pgbouncer import PoolerConsole
 from .._postgresql.switchover_plan import LocalFacts, Observed, Probe, Request
 from .._postgresql.wal import read_shutdown_checkpoint, record_after, shutdown_checkpoint_ending_at
@@ -51,14 +50,7 @@ class SwitchoverContext:
                     expected="the name of a member",
                     remedy=f"correct {role}, or add the member to dbops_clusters",
                 )
-        local = options["local"]
-        self.local = LocalServer(
-            Path(local["data_dir"]),
-            Service.of(local["service"]),
-            clock,
-            bin_dir=local.get("bin_dir") or "",
-            config_dir=local.get("config_dir") or "",
-        )
+        self.local = LocalServer.of(options["local"], clock)
         self.sessions = ClusterSessions(
             options["nodes"], clock=clock, application_name="dbops replica_promote", timeout=CALL_SECONDS
         )

@@ -28,14 +28,19 @@ from psycopg2.extras import PhysicalReplicationConnection
 def own_timeline(data_dir: Path) -> int:
     """The latest one with WAL or a history here. pg_control knows it only after the first checkpoint on it."""
     names = [path.name for path in (data_dir / "pg_wal").iterdir()]
-    return max((int(name[:8], 16) for name in names if re.match(r"[0-9A-F]{8}([0-9A-F]{16}|\.history)\Z", name)), default=1)
+    return max(
+        (int(name[:8], 16) for name in names if re.match(r"[0-9A-F]{8}([0-9A-F]{16}|\.history)\Z", name)), default=1
+    )
 
 
 def ask(conninfo: str, identifier: int) -> int:
     """The timeline of another member; 0 where it does not answer, or belongs to another cluster."""
     try:
         connection = psycopg2.connect(
-            conninfo, connect_timeout=3, application_name="dbops start guard", connection_factory=PhysicalReplicationConnection
+            conninfo,
+            connect_timeout=3,
+            application_name="dbops start guard",
+            connection_factory=PhysicalReplicationConnection,
         )
         try:
             with connection.cursor() as cursor:
@@ -60,7 +65,9 @@ def main(seconds: float, data_dir: Path, others: list[str]) -> int:
         if max(answers, default=0) > mine:
             signal.touch(0o600)
             os.chown(signal, data_dir.stat().st_uid, data_dir.stat().st_gid)
-            print(f"start_guard: the cluster is on timeline {max(answers)}, this server on {mine}: it starts as a standby")
+            print(
+                f"start_guard: the cluster is on timeline {max(answers)}, this server on {mine}: it starts as a standby"
+            )
             return 0
         if 2 * (len(answers) + 1) > len(others) + 1:
             return 0
@@ -68,8 +75,8 @@ def main(seconds: float, data_dir: Path, others: list[str]) -> int:
             break
         time.sleep(1)
     print(
-        f"start_guard: {len(answers)} of {len(others)} other members answered, too few to know that nobody was promoted."
-        f" Start one of them, or create {signal} to start a standby; to start a primary all the same, take this guard out",
+        f"start_guard: {len(answers)} of {len(others)} other members answered, too few to know that nobody was"
+        f" promoted. Start one of them; or create {signal} to start a standby; or take this guard out for a primary",
         file=sys.stderr,
     )
     return 1

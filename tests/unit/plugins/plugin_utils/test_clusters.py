@@ -16,7 +16,13 @@ from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments imp
     node_options,
     pooler_options,
 )
-from ansible_collections.stateful.dbops.plugins.plugin_utils.clusters import LOGIN, nodes, poolers, probes
+from ansible_collections.stateful.dbops.plugins.plugin_utils.clusters import (
+    LOGIN,
+    nodes,
+    observers,
+    poolers,
+    probes,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,3 +129,33 @@ def test_the_example_inventory_fits_the_modules() -> None:
 
 def test_every_login_word_is_an_option() -> None:
     assert set(LOGIN) | {"name", "login_host", "login_port"} == set(endpoint_options())
+
+
+def look(host: str, **roles: str) -> dict[str, Any]:
+    return {"item": host, "members": [{"name": name, "role": role, "error": ""} for name, role in roles.items()]}
+
+
+def test_who_looked_before_a_failover_and_what_they_saw() -> None:
+    """A witness that could not look says so. Of others that saw nobody, or were not reached, nothing is known."""
+    cluster = {**CLUSTER, "witnesses": ["app1", "app2", "app3"]}
+    blind = {"item": "app2", "members": [{"name": "pg1", "role": "unreachable", "error": "timeout\n there"}]}
+    looks = [
+        {"item": "db1", "unreachable": True, "msg": "ssh"},
+        look("db2", pg1="unreachable", pg2="standby"),
+        look("app1", pg1="primary", pg2="unreachable"),
+        blind,
+        {"item": "app3", "unreachable": True, "msg": "no route\nto host"},
+        {"item": "localhost", "members": [{"name": "pg1", "role": "unreachable", "error": "no password"}]},
+    ]
+    assert observers(looks, cluster, "pg1") == {
+        "witnesses": [
+            {"name": "db2", "sees_primary": False},
+            {"name": "app1", "sees_primary": True},
+            {"name": "app2", "detail": "timeout there"},
+            {"name": "app3", "detail": "no route to host"},
+        ],
+        "run_on": "pg2",
+    }
+    assert observers(looks, cluster, "pg2")["run_on"] == "", "the host of pg1 was not reached"
+    assert observers([*looks, look("db1", pg1="standby")], cluster, "", candidate="pg2")["run_on"] == "pg2"
+    assert observers([*looks, look("db1", pg1="standby")], cluster, "", candidate="pg9")["run_on"] == "pg1"

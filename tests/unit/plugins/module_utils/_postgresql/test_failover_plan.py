@@ -130,7 +130,13 @@ REFUSED: list[tuple[str, str, FailoverRequest, Nodes, str]] = [
     ("system_identifier", "failed", REQUEST, but(pg3={"system_identifier": "7001"}), "pg3: 7001"),
     ("privileges", "failed", REQUEST, but(pg3={"missing_privileges": ("pg_promote",)}), "pg3 lacks pg_promote"),
     ("manager_in_charge", "failed", REQUEST, but(pg3={"managers": ("Patroni",)}), "Patroni"),
-    ("no_open_operation", "failed", REQUEST, but(pg3={"operations": (row("switchover"),)}), "unfinished switchover op1"),
+    (
+        "no_open_operation",
+        "failed",
+        REQUEST,
+        but(pg3={"operations": (row("switchover"),)}),
+        "unfinished switchover op1",
+    ),
     ("candidate_fit", "failed", REQUEST, both(replay_paused=True), "pg3: its replay is paused"),
     (
         "candidate_fit",
@@ -153,10 +159,22 @@ REFUSED: list[tuple[str, str, FailoverRequest, Nodes, str]] = [
         but(pg3={"settings": {"recovery_target_timeline": "3"}}),
         "(recovery_target_timeline)",
     ),
-    ("candidate_fit", "failed", asked(candidate="pg3"), but(pg3={"timeline": 2}), "on timeline 2, another standby on 3"),
+    (
+        "candidate_fit",
+        "failed",
+        asked(candidate="pg3"),
+        but(pg3={"timeline": 2}),
+        "on timeline 2, another standby on 3",
+    ),
     ("candidate_fit", "failed", REQUEST, both(timeline=0), "pg2: no replication connection"),
     ("candidate_fit", "failed", asked(candidate="pg1"), GOOD, "pg1: it is no standby that answers"),
-    ("most_advanced", "failed", asked(candidate="pg3"), but(pg3={"receive_lsn": LSN - 8, "replay_lsn": LSN - 8}), "pg2"),
+    (
+        "most_advanced",
+        "failed",
+        asked(candidate="pg3"),
+        but(pg3={"receive_lsn": LSN - 8, "replay_lsn": LSN - 8}),
+        "pg2",
+    ),
     ("most_advanced", "failed", REQUEST, but(pg2={"receive_lsn": LSN + 8, "replay_paused": True}), "pg2 has 0/3000150"),
     ("synchronous_promise", "failed", promised("ANY 1 (pg2, pg3, pg4)"), GOOD, "ANY 1 (pg2, pg3, pg4)"),
     (
@@ -207,7 +225,10 @@ def test_it_is_this_check_alone_that_refuses_and_it_says_why(
         (asked(fence=Fence(by="to be confirmed"), only_planned=True), GOOD),
         (REQUEST, but(pg2={"receiver": STREAMS})),
         (asked(fence=Fence(), accept_split_brain_risk=True), but(pg2={"receiver": replace(STREAMS, sender_port=1)})),
-        (asked(fence=Fence(), accept_split_brain_risk=True), but(pg2={"receiver": replace(STREAMS, status="stopping")})),
+        (
+            asked(fence=Fence(), accept_split_brain_risk=True),
+            but(pg2={"receiver": replace(STREAMS, status="stopping")}),
+        ),
         # One that restores from an archive only has no upstream; another one is one too many to be sure.
         (REQUEST, both(upstream=("", 0), receive_lsn=None)),
         (REQUEST, but(pg3={"upstream": ("10.0.0.2", 5432)})),
@@ -255,12 +276,14 @@ def test_frozen_positions_are_judged_again() -> None:
 
 def test_the_id_of_the_failover_that_is_taken_up() -> None:
     assert own_operation(REQUEST, GOOD) == ""
-    assert own_operation(REQUEST, but(pg3={"slots": (slot("dbops_op_b"),)}, pg2={"slots": (slot("dbops_op_a"),)})) == "a"
+    assert (
+        own_operation(REQUEST, but(pg3={"slots": (slot("dbops_op_b"),)}, pg2={"slots": (slot("dbops_op_a"),)})) == "a"
+    )
     both_kinds = {"slots": (slot("dbops_op_op1"),), "operations": (row("switchover"),)}
     assert own_operation(REQUEST, but(pg3=both_kinds)) == "", "the mark of a switchover"
 
 
-# --------------------------------------------------------------------------------------------------------- who is chosen
+# -------------------------------------------------------------------------------------------------------- who is chosen
 
 
 def test_what_was_restored_from_an_archive_counts_too() -> None:
@@ -285,7 +308,10 @@ def clusters(draw: st.DrawFn) -> Nodes:
             ),
         )
 
-    return {"pg1": draw(st.sampled_from([GONE, standby("pg1", receive_lsn=LSN + 9)])), **{n: one(n) for n in ("a", "b", "c")}}
+    return {
+        "pg1": draw(st.sampled_from([GONE, standby("pg1", receive_lsn=LSN + 9)])),
+        **{n: one(n) for n in ("a", "b", "c")},
+    }
 
 
 def with_members(nodes: Nodes, **changes: Any) -> FailoverRequest:
@@ -339,7 +365,9 @@ class World:
     def kept(self) -> bool | None:
         names = (*self.listens, "pg1")
         nodes = {
-            name: standby(name, application_name=known) for name, known in self.listens.items() if name not in self.silent
+            name: standby(name, application_name=known)
+            for name, known in self.listens.items()
+            if name not in self.silent
         }
         request = promised(str(self.rule), members={name: replace(MEMBERS["pg1"], name=name) for name in names})
         return promise_kept(request, nodes, next(iter(nodes), "")) if nodes else None
@@ -348,8 +376,12 @@ class World:
         """Is there a commit that was acknowledged by standbys none of which answers? Every set of standbys that may
         have acknowledged it is tried. A listed name that no member has may be that of somebody else."""
         names = [name.lower() for name in self.rule.names]
-        strangers = [name for name in names if name not in ("*", "pg1", *(each.lower() for each in self.listens.values()))]
-        voters = [(name, name in self.silent) for name, known in self.listens.items() if {"*", known.lower()} & {*names}]
+        strangers = [
+            name for name in names if name not in ("*", "pg1", *(each.lower() for each in self.listens.values()))
+        ]
+        voters = [
+            (name, name in self.silent) for name, known in self.listens.items() if {"*", known.lower()} & {*names}
+        ]
         voters += [(name, True) for name in set(strangers)]
         return any(all(silent for _name, silent in votes) for votes in combinations(voters, self.rule.number))
 
@@ -417,7 +449,9 @@ def plan(nodes: Nodes = GOOD, request: FailoverRequest = REQUEST, **changes: Any
 
 
 def test_the_plan() -> None:
-    nodes = but(pg2={"slots": (slot("dbops_pg1"),)}, pg3={"settings": {"primary_slot_name": "three"}, "application_name": ""})
+    nodes = but(
+        pg2={"slots": (slot("dbops_pg1"),)}, pg3={"settings": {"primary_slot_name": "three"}, "application_name": ""}
+    )
     made = plan(nodes, conninfo_by_alter_system=["pg3", "pg2"])
     assert (made.candidate, made.old_timeline, made.standbys) == ("pg2", 3, ("pg2", "pg3"))
     assert made.followers == (Follower("pg1", member_slot("pg1"), "pg1"), Follower("pg3", "three", "pg3"))

@@ -90,7 +90,10 @@ WORK = st.lists(st.tuples(st.integers(3, 9), st.sampled_from(["INSERT", "DELETE"
 @given(WORK)
 def test_it_adds_up_whatever_the_order(work: list[tuple[int, str]]) -> None:
     """Against a count by hand: each id's rows since it began, in the order of commits."""
-    lines, expected, rows, ended = [], [], {}, set()
+    lines: list[str] = []
+    expected: list[tuple[int, str, dict[str, int]]] = []
+    rows: dict[int, Counter[str]] = {}
+    ended: set[int] = set()
     for number, (xid, what) in enumerate(work):
         if xid in ended:  # an id is used once
             continue
