@@ -20,13 +20,15 @@ demo: ## a switchover under load on real servers; again to go back
 demo-down: ## stop and remove what the demo started
 	@if [ -x .venv/bin/python ]; then .venv/bin/python -m tests.lab.demo --down; fi
 
-test: ## everything CI runs but the demo: gates, unit, integration, a share of the faults
+test: ## everything CI runs but the demo: gates, unit, integration, AWX, a share of the faults
 	@tools/bootstrap.sh test
+	@tools/bootstrap.sh awx
 	@tools/bootstrap.sh patroni || echo 'PATRONI CANNOT BE INSTALLED HERE, its tests are skipped' >&2
 	@.venv/bin/python tools/stages.py \
 		lint '$(MAKE) --no-print-directory lint' \
 		unit '.venv/bin/python -m pytest -q tests/unit' \
 		integration '.venv/bin/python -m pytest -q tests/integration' \
+		awx '.venv/bin/python -m pytest -q tests/awx' \
 		faults '.venv/bin/python -m pytest -q tests/faults -m "not long"'
 
 test-fast: ## unit tests and the gates that take seconds

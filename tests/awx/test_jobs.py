@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.integration.scene import snapshot
 from tests.lab import faults, inventory
 from tests.lab.awx import Ended, Job, Launch, Project, Refused, job_template
 from tests.lab.operation import journals
+from tests.lab.server import alive
 from tests.lab.waiting import wait_for
 
 
@@ -115,6 +117,13 @@ def test_answers_that_are_wrong_change_nothing(awx: Awx, stage: Scene, tmp_path:
     assert snapshot(stage.cluster) == before
 
 
+def guards(stage: Scene) -> list[bool]:
+    """Whether each pooler's dead-man that was not disarmed is alive."""
+    [pooler] = stage.cluster.poolers
+    records = (stage.cluster.state_dir(pooler.name) / "pgbouncer_guard").glob("*.json")
+    return [alive(json.loads(path.read_text())["pid"]) for path in records]
+
+
 def relaunched(awx: Awx, candidate: str) -> list[Ended]:
     """The same job again until it succeeds. Whatever it says before, it says what to do."""
     runs: list[Ended] = []
@@ -143,13 +152,14 @@ def test_cancelled_while_the_module_works(awx: Awx, stage: Scene) -> None:
         assert (ended.status, ended.artifacts) == ("canceled", {})
         failed(
             awx.run("promote_replica", promote_replica_candidate=candidate),
-            "another run holds the lease of cluster",
+            "no run holds the lease of cluster accounts any more",
             "what to do: wait for that run to end",
         )
-        assert stage.writable() == [old]
+        assert guards(stage) == [True]  # the living run's own: the relaunch has left it alone
     runs = relaunched(awx, candidate)
     print([each.status for each in runs])
     assert runs[-1].artifacts["dbops_primary"] == candidate
+    assert guards(stage) == []
     stage.assert_settled(candidate, old)
     stage.check_ledger()
 
@@ -161,6 +171,7 @@ def test_cancelled_at_some_time_while_it_runs(awx: Awx, stage: Scene) -> None:
     job.wait_for(f'"task": "Switchover to {candidate}"', seconds=120)
     job.cancel()
     print(job.ended().status, [each.status for each in relaunched(awx, candidate)])
+    assert guards(stage) == []
     stage.assert_settled(candidate, old)
     stage.check_ledger()
 
@@ -187,4 +198,4 @@ def test_failover_and_rejoin(awx: Awx, stage: Scene) -> None:
 
 def test_awx_refuses_what_the_survey_does_not_allow(awx: Awx) -> None:
     with pytest.raises(Refused, match="not one of"):
-        awx.launch("promote_replica", promote_replica_mode="rehearse")
+        awx.launch("promote_replica", promote_replica_mode="undo")

@@ -36,7 +36,10 @@ class Applied:
     """One run of awx/setup.yml."""
 
     def __init__(self, stub: Stub, home: Path, *words: str, token: str = TOKEN, **variables: Any) -> None:
-        known = {"dbops_awx_scm_url": "https://git.example.com/dbops.git", "dbops_awx_inventory": "fleet"}
+        known: dict[str, Any] = {
+            "dbops_awx_scm_url": "https://git.example.com/dbops.git",
+            "dbops_awx_inventory": "fleet",
+        }
         known |= {"dbops_awx_credentials": ["fleet ssh"], **variables}
         del stub.writes[:]
         done = subprocess.run(

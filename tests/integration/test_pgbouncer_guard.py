@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -325,13 +326,21 @@ def lease(node: Node, cluster: Cluster) -> Iterator[None]:
 
 def test_a_run_that_lives_is_left_alone(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
     """Held on one member is enough: the run has stopped the other one, or lost its session there."""
-    guard.run("armed", hard_limit_ms=60000)
+    pid = guard.run("armed", hard_limit_ms=180000)["deadman"]["pid"]
     with lease(cluster.node("pg2"), cluster):
         pooler.console("PAUSE accounts")
         assert guard.wait_for_event("waiting")["reason"] == "a run holds the lease on pg2"
         time.sleep(2)
         assert in_memory(pooler)[1]
-        assert guard.run("armed", hard_limit_ms=60000)["resumed"] == []  # nor does the next run take it over
+        # Nor does another run take it over: one that was itself refused once took back what the first had staged.
+        staged = in_file(pooler)
+        with ThreadPoolExecutor() as pool:
+            others = [pool.submit(guard.run, state, target="pg1") for state in ("armed", "disarmed")]
+        for refused in (other.result()["msg"] for other in others):
+            assert "no run holds the lease of cluster accounts any more" in refused
+            assert "cancelled AWX job" in refused
+        assert in_file(pooler) == staged
+        assert alive(pid)
     assert guard.wait_for_event("resumed")["target"] == "pg1"
     assert in_memory(pooler) == (cluster.node("pg1").port, False)
 

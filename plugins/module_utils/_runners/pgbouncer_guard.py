@@ -47,6 +47,7 @@ from .._postgresql.pgbouncer import (
 _LOOK_SECONDS = 0.25
 _ASK_SECONDS = 1.0
 _CONSOLE_SECONDS = 5.0
+_LEASE_SECONDS = 12.0  # a server ends the lease of a host that is gone after 10
 _START_SECONDS = 15.0
 _TCP_LISTEN = "0A"
 
@@ -133,6 +134,7 @@ class Guard:
 def arm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     """Refuse what cannot be guarded, start the dead-man, then stage the configuration. Result of the module."""
     guard.check()
+    _require_no_run(guard, clock)
     processes = pgbouncer_processes()
     count = listeners(guard.pooler.port)
     _refuse_hidden_processes(guard, processes, count)
@@ -187,10 +189,11 @@ def _release(
 def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     """End the dead-man and leave the pooler on ``target`` in its file and in its memory, not paused.
 
-    Refuses, with the dead-man still armed, while the pooler does not answer, or while there is something to change
-    and the target is not the one writable member on the highest timeline.
+    Refuses, with the dead-man still armed, while a run is at work, while the pooler does not answer, or while there is
+    something to change and the target is not the one writable member on the highest timeline.
     """
     guard.check()
+    _require_no_run(guard, clock)
     console = PoolerConsole(guard.pooler, clock)
     try:
         deadline = Deadline.after(clock, _CONSOLE_SECONDS)
@@ -247,6 +250,18 @@ def _at_target(guard: Guard, database: PooledDatabase) -> bool:
 
 def _unlike(guard: Guard, databases: Sequence[PooledDatabase]) -> bool:
     return any(database.paused or not _at_target(guard, database) for database in databases)
+
+
+def _require_no_run(guard: Guard, clock: Clock) -> None:
+    """The poolers of a run that is at work are its own: what it has staged is what it loads after its promotion."""
+    wait_until(
+        lambda: [item.name for item in ask(guard, clock) if item.leased],
+        lambda leased: not leased,
+        deadline=Deadline.after(clock, _LEASE_SECONDS),
+        interval=0.2,
+        what=f"no run holds the lease of cluster {guard.cluster} any more",
+        remedy="wait for that run to end (a cancelled AWX job leaves its module running), then run again",
+    )
 
 
 def _require_writable(guard: Guard, clock: Clock) -> None:
