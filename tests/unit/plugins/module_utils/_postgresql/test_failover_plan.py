@@ -229,6 +229,8 @@ def test_it_is_this_check_alone_that_refuses_and_it_says_why(
             asked(fence=Fence(), accept_split_brain_risk=True),
             but(pg2={"receiver": replace(STREAMS, status="stopping")}),
         ),
+        # It died without closing its connections.
+        (asked(fence=Fence(), accept_split_brain_risk=True), but(pg2={"receiver": replace(STREAMS, silent_s=5.0)})),
         # One that restores from an archive only has no upstream; another one is one too many to be sure.
         (REQUEST, both(upstream=("", 0), receive_lsn=None)),
         (REQUEST, but(pg3={"upstream": ("10.0.0.2", 5432)})),
