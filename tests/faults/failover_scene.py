@@ -20,7 +20,7 @@ from tests.lab import faults, ledger, users
 from tests.lab.checker import Entry, read_log, writable_nodes
 from tests.lab.cluster import Cluster
 from tests.lab.operation import ModuleRun, start_module
-from tests.lab.server import Node
+from tests.lab.server import LabError, Node
 from tests.lab.writer import Writers
 
 
@@ -39,6 +39,15 @@ class Stage:
 
     def node(self, name: str) -> Node:
         return self.cluster.node(name)
+
+    def whole(self) -> bool:
+        """One primary, and every other member streams from it."""
+        try:
+            primary = self.cluster.primary()
+            self.cluster.wait_streaming({node.name for node in self.cluster.nodes} - {primary.name})
+        except LabError:
+            return False
+        return True
 
     # -- breaking it
 
