@@ -18,6 +18,7 @@ description:
   - V(following) makes the member stream from O(primary). It decides by positions - a member that has nothing that the
     primary has not just follows. One that has is rewound, after a receipt was written of every transaction that is
     thrown away. A base backup is taken only if O(rejoin_by_base_backup) allows it.
+  - Where Patroni or another manager is in charge of the primary, V(following) is refused.
 options:
   state:
     description: What the member is to be.

@@ -21,7 +21,8 @@ description:
     resumes. While there is no such member it goes on asking. At O(hard_limit_ms) it resumes in any case, without such
     a member where the pooler points.
   - O(state=disarmed) ends the dead-man and leaves the pooler pointed at O(target), in its file and in its memory, and
-    not paused. After a run that died it is what brings the pooler home.
+    not paused. After a run that died it is what brings the pooler home. Where clients still wait for the server that
+    the pooler was pointed away from, because its host is gone or hangs, the database is cut off (C(KILL), C(RESUME)).
   - Both states wait up to 12 seconds while a run shows its lease, and then refuse and change nothing, because the
     poolers of a run that is at work are its own.
   - It refuses a host on which another PgBouncer process leads to the same cluster unlisted, because a process that is

@@ -125,12 +125,12 @@ def patroni(name: str, cluster: PatroniCluster) -> Contender:
     return Contender(name, cluster, switch, after=lambda _primary: cluster.wait_managed(seconds=REDUNDANCY_SECONDS))
 
 
-def repmgr(cluster: RepmgrCluster) -> Contender:
+def repmgr(name: str, cluster: RepmgrCluster) -> Contender:
     def switch(candidate: str) -> tuple[str, bool]:
         done = cluster.switchover(candidate)
         return (done.stdout.strip().splitlines() or [""])[-1], done.returncode == 0
 
-    return Contender("repmgr", cluster, switch)
+    return Contender(name, cluster, switch)
 
 
 @contextmanager
@@ -140,7 +140,8 @@ def lineup(directory: Path, chosen: list[str], settings: dict[str, str]) -> Iter
         "ours": lambda place: Cluster.create(place, binaries.RIVALS, pooler=True, settings=settings),
         "patroni": lambda place: PatroniCluster.adopt(place, settings=settings),
         "patroni-tuned": lambda place: PatroniCluster.adopt(place, dynamic=TUNED, settings=settings),
-        "repmgr": lambda place: RepmgrCluster.register(place, settings=settings),
+        "repmgr": lambda place: RepmgrCluster.register(place, stop_command=False, settings=settings),
+        "repmgr-tuned": lambda place: RepmgrCluster.register(place, settings=settings),
     }
     found: list[Contender] = []
     with ExitStack() as stack:
@@ -153,10 +154,11 @@ def lineup(directory: Path, chosen: list[str], settings: dict[str, str]) -> Iter
                 continue
             with cluster.primary().connect(users.APPLICATION, users.DATABASE) as connection:
                 ledger.create(connection)
+            manner = "tuned" if name.endswith("tuned") else "defaults"
             if isinstance(cluster, PatroniCluster):
-                found.append(patroni("Patroni, tuned" if name.endswith("tuned") else "Patroni, defaults", cluster))
+                found.append(patroni(f"Patroni, {manner}", cluster))
             elif isinstance(cluster, RepmgrCluster):
-                found.append(repmgr(cluster))
+                found.append(repmgr(f"repmgr, {manner}", cluster))
             else:
                 found += ours(cluster, directory)
         yield found
@@ -407,10 +409,10 @@ class Table:
             theirs = self.value(load, peer, "gap_median_ms")
             return round(mine / theirs, 3) if mine is not None and theirs else None
 
-        peers = ("Patroni, defaults", "Patroni, tuned", "repmgr")
+        peers = ("Patroni, defaults", "Patroni, tuned", "repmgr, defaults", "repmgr, tuned")
         for load in dict.fromkeys(row["load"] for row in self.rows):
             for peer in () if load == FROZEN else peers:
-                limit = {"repmgr": 0.2}.get(peer, 0.1) if load == BASE else 1.0
+                limit = (0.2 if peer.startswith("repmgr") else 0.1) if load == BASE else 1.0
                 value = ratio(load, peer)
                 target(f"{load}: direct median / {peer}", value, f"<= {limit:g}", value is not None and value <= limit)
         median = self.value(BASE, "ours, PgBouncer", "gap_median_ms")
@@ -561,7 +563,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_promote")
     parser.add_argument("--runs", default="20", help="switchovers per row: 20, or 20,frozen=5,dirty=10")
     parser.add_argument("--groups", default=",".join(GROUPS), help="of " + ",".join(GROUPS))
-    parser.add_argument("--contenders", default="ours,patroni,patroni-tuned,repmgr")
+    parser.add_argument("--contenders", default="ours,patroni,patroni-tuned,repmgr,repmgr-tuned")
     arguments = parser.parse_args()
     counts = dict(word.split("=") for word in arguments.runs.split(",") if "=" in word)
     arguments.runs_of = {name: int(count) for name, count in counts.items()}

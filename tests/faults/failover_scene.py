@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.scene import ledger_database
-from tests.lab import faults, ledger
+from tests.lab import faults, ledger, users
 from tests.lab.checker import Entry, read_log, writable_nodes
 from tests.lab.cluster import Cluster
 from tests.lab.operation import ModuleRun, start_module
@@ -60,14 +62,17 @@ class Stage:
 
     def fence(self, name: str, *, serve_wal: bool = True, failpoint: str = "") -> dict[str, Any]:
         """pg_member, state=fenced, on the host of the lost primary; what it says of the fence."""
-        arguments = self._plain(name, state="fenced", serve_wal=serve_wal, stop_timeout=15)
-        result = start_module("pg_member", arguments, failpoint=failpoint).result()
+        result = self.start_fence(name, serve_wal=serve_wal, failpoint=failpoint).result()
         if failpoint:
             assert result == {}, "the failpoint was not reached"
             return {}
         assert not result.get("failed"), result
         fence: dict[str, Any] = result["fence"]
         return fence
+
+    def start_fence(self, name: str, *, serve_wal: bool = True, failpoint: str = "") -> ModuleRun:
+        arguments = self._plain(name, state="fenced", serve_wal=serve_wal, stop_timeout=15)
+        return start_module("pg_member", arguments, failpoint=failpoint)
 
     def start_failover(self, lost: str, *, failpoint: str = "", **changes: Any) -> ModuleRun:
         here = next(node.name for node in self.cluster.nodes if node.name != lost)
@@ -82,6 +87,21 @@ class Stage:
         primary = self.cluster.primary() if not changes.get("primary") else self.node(changes.pop("primary"))
         options = {"state": "following", "primary": primary.name, "follow_timeout": 40}
         return start_module("pg_member", self._plain(name, **{**options, **changes}), failpoint=failpoint).result()
+
+    def start_guarded(self, name: str, *, seconds: int = 10) -> subprocess.CompletedProcess[str]:
+        """As its unit would with the start guard before it: the server is started if the guard ends with 0."""
+        others = [
+            f"host={node.host} port={node.port} user={users.REPLICATION_USER}"
+            f" passfile={self.cluster.replication_passfile}"
+            for node in self.cluster.nodes
+            if node.name != name
+        ]
+        script = users.CHECKOUT / "roles" / "promote_replica" / "files" / "start_guard.py"
+        guard = [sys.executable, str(script), str(seconds), str(self.node(name).data_dir), *others]
+        done = subprocess.run(guard, capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode == 0:
+            self.node(name).start()
+        return done
 
     # -- what must hold
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.failover_scene import Stage, receipt_of, stage
 from tests.lab import faults, inventory, users
-from tests.lab.operation import run_playbook
+from tests.lab.operation import run_playbook, start_module, switchover_arguments
 from tests.lab.server import wait_for
 
 VERSION = os.environ.get("DBOPS_VERSION", "18")
@@ -361,6 +361,69 @@ def test_the_old_primary_comes_back_writable_after_the_failover(scene: Stage) ->
     scene.assert_settled(result["new_primary"])
 
 
+def test_a_guarded_primary_that_comes_back_by_itself_is_a_standby(scene: Stage) -> None:
+    """Fenced by its plug alone, so nothing could be planted. Its host boots, and its unit runs the guard first: with
+    nobody to ask it does not start at all; a standby that follows the new primary is enough to say what happened."""
+    lost, first, second = scene.names()
+    scene.writers.stop()
+    scene.node(lost).stop()
+    healthy = scene.start_guarded(lost)
+    assert healthy.returncode == 0, healthy.stderr
+    assert scene.writable() == [lost], "a plain restart of a primary is one"
+    scene.cluster.wait_streaming({first, second})
+    scene.writers.start(wait_seconds=30)
+    scene.lose(lost, unsent=0.2)
+    result = scene.failover(lost, fence=PLUG)
+    assert result.get("state") == "failed over", result
+    new, other = result["new_primary"], ({first, second} - {result["new_primary"]}).pop()
+    for name in (other, new):
+        scene.node(name).stop()
+    refused_start = scene.start_guarded(lost, seconds=1)
+    assert refused_start.returncode == 1
+    assert "0 of 2 other members answered" in refused_start.stderr, refused_start.stderr
+    assert not scene.node(lost).running()
+    scene.node(other).start()
+    demoted = scene.start_guarded(lost)
+    assert demoted.returncode == 0, demoted.stderr
+    assert "it starts as a standby" in demoted.stdout, demoted.stdout
+    assert scene.node(lost).sql("SELECT pg_is_in_recovery()") == [(True,)]
+    scene.node(new).start()
+    assert scene.writable() == [new]
+    if REWINDS:
+        finish(scene, result, lost)
+    else:
+        assert scene.rejoin(lost).get("state") == "diverged"
+
+
+@pytest.mark.skipif(not REWINDS, reason="this build of PostgreSQL has no pg_waldump and no pg_rewind")
+def test_a_member_whose_old_wal_is_gone(scene: Stage) -> None:
+    """Neither a receipt nor a rewind is possible without the WAL around the fork: said, and kept down. Only a new base
+    backup helps, and that is taken when asked for."""
+    lost, _first, _second = scene.names()
+    node = scene.node(lost)
+    with faults.cut_replication(node):
+        time.sleep(0.3)
+        for _time in range(2):
+            node.sql("SELECT pg_switch_wal()")
+            node.sql("CHECKPOINT")
+            time.sleep(0.2)
+        needed = node.sql("SELECT pg_walfile_name(redo_lsn) FROM pg_control_checkpoint()")[0][0]
+        node.kill()
+    for path in (node.data_dir / "pg_wal").glob("0*"):
+        if path.is_file() and path.name < needed and path.suffix != ".history":
+            path.unlink()
+    result = scene.failover(lost, fence=PLUG)
+    assert result.get("state") == "failed over", result
+    back = scene.rejoin(lost)
+    assert back.get("state") == "diverged", back
+    assert "pg_waldump" in back["found"], back
+    assert "put the missing WAL files back" in back["remedy"], back
+    assert scene.writable() == [result["new_primary"]]
+    back = scene.rejoin(lost, rejoin_by_base_backup=True)
+    assert back.get("how") == "base backup", back
+    scene.assert_settled(result["new_primary"])
+
+
 @pytest.mark.skipif(not REWINDS, reason="this build of PostgreSQL has no pg_waldump and no pg_rewind")
 def test_a_member_that_cannot_be_rewound(tmp_path: Path) -> None:
     """WAL that pg_rewind needs is gone: it says so, keeps the member down, and takes a base backup only when asked."""
@@ -396,6 +459,26 @@ def test_two_failovers_started_together(scene: Stage) -> None:
     finish(scene, done[0], lost)
 
 
+def test_a_switchover_started_with_a_failover(scene: Stage) -> None:
+    """The primary dies; one colleague fails over, another one runs the planned switchover again. Whoever is second
+    refuses, and there is never a second primary."""
+    lost, first, second = scene.names()
+    words = switchover_arguments(scene.cluster, second, lost)
+    scene.lose(lost)
+    fence = scene.fence(lost)
+    failing = scene.start_failover(lost, fence=fence, candidate=first)
+    switching = start_module("replica_promote", words)
+    while failing.process.poll() is None or switching.process.poll() is None:
+        assert len(scene.writable()) <= 1
+    switched, failed = switching.result(), failing.result()
+    assert switched.get("state") == "refused", switched
+    if failed.get("failed"):  # it met the other one's lease
+        assert "another run holds" in failed["found"], failed
+        failed = scene.failover(lost, fence=fence, candidate=first)
+    assert (failed.get("state"), failed.get("new_primary")) == ("failed over", first), failed
+    finish(scene, failed, lost)
+
+
 # ---------------------------------------------------------------------------------------------------------- by playbook
 
 
@@ -418,6 +501,42 @@ def test_by_playbook_and_again(scene: Stage) -> None:
     play = run_playbook(scene.cluster, "promote_replica.yml", **words)
     assert play.returncode == 0, play.stdout[-3000:]
     assert "changed=0" in play.stdout.partition("PLAY RECAP")[2], play.stdout[-1500:]
+
+
+def test_by_playbook_when_fence_or_witness_fails(scene: Stage, tmp_path: Path) -> None:
+    """A fence command that fails, or hangs, is no fence; a witness that cannot be reached has seen nothing. Nobody is
+    promoted, so the primary can simply be started again."""
+    inventory.write(scene.cluster)
+    lost, _first, _second = scene.names()
+    scene.lose(lost)
+    away = tmp_path / "away.yml"
+    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    clusters = {scene.cluster.name: {**inventory.cluster_data(scene.cluster), "witnesses": ["app1"]}}
+    away.write_text(json.dumps({"all": {"hosts": {f"lab-{lost}": gone, "app1": gone}}}))
+    words: dict[str, Any] = {
+        "promote_replica_mode": "failover",
+        "promote_replica_failed_primary": lost,
+        "promote_replica_fence_timeout": 3,
+        "promote_replica_fence_verify_command": ["true"],
+    }
+
+    def run(command: list[str], **more: Any) -> str:
+        play = run_playbook(
+            scene.cluster, "promote_replica.yml", "-i", str(away), promote_replica_fence_command=command, **words, **more
+        )
+        assert play.returncode != 0, play.stdout[-3000:]
+        assert scene.writable() == []
+        return " ".join(play.stdout.split())
+
+    assert "Run the fence command" in run(["false"])
+    began = time.monotonic()
+    assert "did not complete within 3 seconds" in run(["sleep", "600"])
+    assert time.monotonic() - began < 200
+    said = run(["true"], dbops_clusters=clusters)
+    assert "app1 could not look" in said, said[-3000:]
+    scene.node(lost).start()
+    assert scene.writable() == [lost]
+    scene.cluster.wait_streaming({node.name for node in scene.cluster.nodes} - {lost})
 
 
 def test_by_playbook_when_the_host_is_gone(scene: Stage, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.failover_scene import Stage as Failovers
 from tests.faults.scene import Scene, ledger_database, pause_began, scene
 from tests.lab import faults
 from tests.lab.checker import read_log
@@ -305,6 +306,47 @@ def test_a_rollback_that_takes_long_is_left_alone_by_the_dead_man(stage: Scene) 
     act.converge()
 
 
+def _in_ci(*steps: str) -> list[Any]:
+    """All of them; those whose name has an asterisk in `make faults` only."""
+    return [pytest.param(step[1:], marks=pytest.mark.long) if step.startswith("*") else step for step in steps]
+
+
+@pytest.mark.parametrize(
+    "step", _in_ci("*intent", "*slots", "*tune_candidate", "checkpoints", "*pause_poolers", "plant_signal", "stop")
+)
+def test_primary_killed_before_the_promotion(stage: Scene, step: str) -> None:
+    """A crash leaves no shutdown checkpoint, so nothing proves that the candidate has everything: nobody is promoted.
+    The run itself or the next one starts the primary again; then it is a switchover."""
+    act = Act(stage)
+    with act.held_at(step):
+        act.old_node.kill()
+    result = act.run.result()
+    assert result.get("failed"), result
+    assert result["state"] in ("rolled back", "rollback unfinished", "unfinished"), result
+    assert stage.writable() in ([], [act.old])
+    assert act.new_node.sql("SELECT pg_is_in_recovery()") == [(True,)]
+    if len(stage.writable()) == 1:
+        stage.guard("disarmed", act.old)
+    act.converge()
+
+
+@pytest.mark.parametrize("step", _in_ci("*resume_poolers", "follow", "*rejoin", "*tidy", "*certify"))
+def test_new_primary_killed_after_the_promotion(stage: Scene, step: str) -> None:
+    """Clients may have written to it: the old primary stays what it is, a standby, until the new one is back."""
+    act = Act(stage)
+    with act.held_at(step):
+        act.new_node.kill()
+    result = act.run.result()
+    assert result.get("failed"), result
+    assert stage.writable() == []
+    again = stage.start(act.candidate, act.old).result()
+    assert again.get("failed"), again
+    assert again["remedy"]
+    assert stage.writable() == []
+    act.new_node.start()
+    act.converge()
+
+
 # -------------------------------------------------------------------------------------------------------------- clients
 
 
@@ -442,6 +484,28 @@ def test_two_runs_started_together(stage: Scene) -> None:
     for result in refused:
         assert "another run holds" in result["found"], result
     stage.assert_settled(candidate, old)
+
+
+def test_a_failover_in_the_middle_of_a_switchover(stage: Scene) -> None:
+    """The primary is down because the switchover stopped it. Neither its fence nor the failover gets past that run."""
+    act = Act(stage)
+    rival = Failovers(stage.cluster, stage.writers[0])
+    with ExitStack() as until_tried:
+        with act.held_at("stop"):  # there is nothing to prove for as long as the candidate replays nothing
+            until_tried.enter_context(faults.frozen(act.new_node.process("startup")))
+        with act.held_at("prove"):
+            fence = rival.start_fence(act.old).result()
+            assert fence.get("failed"), fence
+            assert "another run" in fence["found"], fence
+            result = rival.failover(act.old, fence={"confirmed": True, "by": "it is down"})
+            assert result.get("state") == "refused", result
+            assert "another run holds the lease" in result["found"], result
+            assert stage.writable() == []
+    result = act.end()
+    if result.get("failed"):
+        assert result["state"] == "rolled back", result
+        act.converge()
+    stage.assert_settled(act.candidate, act.old)
 
 
 @pytest.mark.parametrize("step", ["plant_signal", "stop", "prove"])

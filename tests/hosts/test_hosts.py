@@ -80,9 +80,14 @@ def test_hard_kill(lab: Lab) -> None:
     """Gone with all its processes, back with its disk."""
     lab.run("h1", "echo kept >/root/kept && sync")
     address, pids = lab.host("h1").address, lab.host("h1").pids()
-    started = time.monotonic()
-    lab.kill("h1")
-    assert time.monotonic() - started < 5
+    with socket.create_connection((address, 22), timeout=2) as connection:
+        assert connection.recv(7) == b"SSH-2.0"
+        started = time.monotonic()
+        lab.kill("h1")
+        assert time.monotonic() - started < 5
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):  # a dead host closes no connection
+            list(iter(lambda: connection.recv(100), b""))
     assert pids
     assert not any(map(alive, pids))
     assert not answers(address)
@@ -91,6 +96,17 @@ def test_hard_kill(lab: Lab) -> None:
         lab.kill("h1")
     lab.boot("h1")
     assert lab.run("h1", "cat /root/kept") == "kept\n"
+
+
+def test_fence(lab: Lab) -> None:
+    """Off whether it ran or not; and the command that asks can say no."""
+    with pytest.raises(LabError, match="host h1 runs"):
+        lab.is_off("h1")
+    for _again in range(2):
+        lab.fence("h1")
+        lab.is_off("h1")
+    assert not answers(lab.host("h1").address)
+    lab.boot("h1")
 
 
 def test_power_off(lab: Lab) -> None:
@@ -179,6 +195,55 @@ def test_nothing_is_left_after_an_interrupted_start(lab: Lab, number: signal.Sig
         Lab.load("interrupted").down()
     assert traces() - before == set()
     assert not Path(f"/sys/class/net/{half_made.bridge}").exists()
+
+
+def remains(lab: Lab) -> set[str]:
+    """What is left on the machine of a scenario's lab, and of the programs that ran the scenario."""
+    found = {str(place) for place in (lab.directory, Path(f"/sys/class/net/{lab.bridge}")) if place.exists()}
+    found |= {line for line in Path("/proc/mounts").read_text().splitlines() if str(lab.directory) in line}
+    found |= {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/dbops-lab-*.{lab.number}")}
+    found |= {name for name in os.listdir("/sys/class/net") if re.fullmatch(rf"vb-.*\.{lab.number}", name)}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if (
+            str(lab.directory) in words
+            or f"{CHECKOUT}/molecule/" in words
+            or f"tests.lab.hosts up {lab.name} " in words
+        ):
+            found.add(f"{process.name} {words}")
+    return found
+
+
+@pytest.mark.parametrize("phase", ["create", "prepare"])
+def test_nothing_is_left_after_ctrl_c(phase: str) -> None:
+    """Ctrl-C to make molecule: while hosts boot, and while a playbook works on them."""
+    process = subprocess.Popen(
+        ["make", "molecule", "SCENARIO=promote_replica"],
+        cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if f"promote_replica > {phase}] Executing" in line:
+                break
+        lab = Lab("promote_replica")
+        wait_for(lambda: Lab.load(lab.name).hosts, seconds=60, what="hosts to be made")
+        lab = Lab.load(lab.name)
+        wait_for(lab.host("db1").running, seconds=60, what="a host to run")
+        if phase == "prepare":
+            wait_for(lambda: (lab.host("db1").merged / "etc/dbops").exists(), seconds=60, what="a playbook to work")
+        assert len(remains(lab)) > 8
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+        time.sleep(2)  # for whatever would still boot a host
+        assert remains(lab) == set()
+    finally:
+        process.kill()
+        Lab.load("promote_replica").down()
 
 
 def test_a_machine_that_cannot_have_hosts() -> None:

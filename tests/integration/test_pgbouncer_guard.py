@@ -37,7 +37,7 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.pgbounc
 from tests.lab import binaries, users
 from tests.lab.cluster import Cluster
 from tests.lab.pooler import Pooler
-from tests.lab.server import Node, alive, free_port, wait_for
+from tests.lab.server import Node, alive, children, free_port, wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 COLLECTIONS = CHECKOUT / ".venv" / "collections"
@@ -425,6 +425,29 @@ def test_disarm_brings_home_a_pooler_that_nobody_guards_any_more(
     assert done["statements"] == ["RELOAD", "RESUME accounts"]
     assert done["deadman"] is None
     assert in_memory(pooler) == (pg2.port, False)
+
+
+def test_clients_that_wait_for_a_server_that_hangs_are_let_go(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:
+    """PgBouncer closes what leads to the old server when its transaction ends; there it never does."""
+    pg1 = cluster.node("pg1")
+    postmaster = pg1.pid()
+    assert postmaster
+    with Client(pooler) as client:
+        frozen = [postmaster, *children(postmaster)]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            cluster.node("pg2").sql("SELECT pg_promote(true)")
+            done = guard.run("disarmed")
+            assert done["statements"] == ["RELOAD", "KILL accounts", "RESUME accounts"], done
+            wait_for(lambda: client.errors, seconds=5, what="an error instead of silence")
+            with Client(pooler) as another:
+                wait_for(lambda: another.acknowledged > 20, seconds=10, what="commits on pg2")
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+            pg1.kill()
+    assert guard.run("disarmed")["statements"] == []
 
 
 def test_its_time_is_over(cluster: Cluster, pooler: Pooler, guard: Guarded) -> None:

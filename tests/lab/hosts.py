@@ -173,6 +173,8 @@ class Lab:
             raise LabError("; ".join(problems))
         for kind in sorted(set(hosts.values())):
             image(kind)
+        if len(name) > 24:
+            raise LabError(f"lab name {name} is too long: the path of a connection's socket has room for 24 letters")
         cls.load(name).down()
         lab = cls(name)
         lab.directory.mkdir(parents=True)
@@ -280,7 +282,19 @@ class Lab:
         """The host is gone from one moment to the next. Not a power loss: what it wrote is in this machine's cache."""
         host = self.host(name)
         host.supervisor()  # a fault to a host that is down already is a mistake in a test
+        # Its network first: the kernel closes the connections of killed processes, a dead host closes none.
+        _run("ip", "link", "delete", host.interface)
         self._kill(host)
+
+    def fence(self, name: str) -> None:
+        """Switch it off, whether it runs or not: a fence command of a failover. Undone by boot()."""
+        self._kill(self.host(name))
+
+    def is_off(self, name: str) -> None:
+        """LabError where it runs: the command that says whether the fence holds."""
+        host = self.host(name)
+        if host.running():
+            raise LabError(f"host {name} runs")
 
     def freeze(self, name: str) -> None:
         """It hangs: keeps its connections and locks, answers nothing."""
@@ -348,9 +362,10 @@ class Lab:
                     "ansible_ssh_private_key_file": str(self.operator_key),
                     "ansible_ssh_common_args": shlex.join(self._ssh_options()),
                     # A connection that is kept open must not outlive its lab: the next one has the same addresses.
-                    "ansible_control_path_dir": str(self.directory / "connections"),
+                    "ansible_control_path_dir": str(self.directory / "ssh"),
                     "ansible_python_interpreter": "/usr/bin/python3",
                     "lab_name": self.name,
+                    "lab_hosts": ["env", "-C", str(users.CHECKOUT), sys.executable, "-m", "tests.lab.hosts"],
                     "lab_root_key": str(self.root_key),
                 },
                 "hosts": {host.name: {"ansible_host": host.address} for host in self.hosts.values()},
@@ -359,7 +374,7 @@ class Lab:
 
     def hang_up(self) -> None:
         """End the connections that Ansible keeps open."""
-        for socket in (self.directory / "connections").glob("*"):
+        for socket in (self.directory / "ssh").glob("*"):
             _try("ssh", "-O", "exit", "-o", f"ControlPath={socket}", "lab")
 
     # -- how
@@ -424,7 +439,7 @@ class Lab:
         keys = {host.address: host.merged / f"{HOST_KEY}.pub" for host in self.hosts.values()}
         lines = [f"{address} {key.read_text()}" for address, key in keys.items()]
         (self.directory / "known_hosts").write_text("".join(lines))
-        (self.directory / "connections").mkdir(mode=0o700)
+        (self.directory / "ssh").mkdir(mode=0o700)
 
     def _ssh_options(self) -> list[str]:
         known = self.directory / "known_hosts"
@@ -444,6 +459,8 @@ class Lab:
             (host.cgroups[0] / "cgroup.freeze").write_text("0")
             (host.cgroups[0] / "cgroup.kill").write_text("1")
             wait_for(lambda: not host.running(), seconds=30, what=f"the processes of {host.name} to end")
+        # It would go with the host's network namespace; connections that wait for a peer keep that for minutes.
+        _try("ip", "link", "delete", host.interface)
         cable = Path(f"/sys/class/net/{host.interface}")
         wait_for(lambda: not cable.exists(), seconds=30, what=f"{cable.name} to disappear")
         for group in host.cgroups:
@@ -513,7 +530,20 @@ def _run(*command: str) -> str:
 _VERBS: dict[str, Callable[..., None]] = {
     verb.__name__: verb
     for verb in (
-        *(Lab.boot, Lab.stop, Lab.kill, Lab.freeze, Lab.thaw, Lab.cut, Lab.join, Lab.slow, Lab.fast, Lab.small_disk),
+        *(
+            Lab.boot,
+            Lab.stop,
+            Lab.kill,
+            Lab.fence,
+            Lab.is_off,
+            Lab.freeze,
+            Lab.thaw,
+            Lab.cut,
+            Lab.join,
+            Lab.slow,
+            Lab.fast,
+            Lab.small_disk,
+        ),
         *(Lab.fill, Lab.drain, Lab.restarts_by_itself, Lab.restarts_no_more),
     )
 }

@@ -66,7 +66,7 @@ def _recipe(suite: str, postgresql: str, *packages: str, idle: tuple[str, ...] =
 
 
 RECIPES = {
-    "debian12": _recipe("bookworm", "15"),
+    "debian12": _recipe("bookworm", "15", "patroni", "etcd-server", idle=("patroni", "etcd")),
     "debian13": _recipe("trixie", "17", "valkey-server", idle=("valkey-server",)),
 }
 

@@ -39,12 +39,13 @@ exec sh -c "$*"
 @dataclass
 class RepmgrCluster(Cluster):
     @classmethod
-    def register(cls, directory: Path, **how: Any) -> RepmgrCluster:
-        """As Cluster.create(), then registered; returns when repmgr finds its prechecks good."""
+    def register(cls, directory: Path, *, stop_command: bool = True, **how: Any) -> RepmgrCluster:
+        """As Cluster.create(), then registered; returns when repmgr finds its prechecks good. Without ``stop_command``
+        repmgr stops servers as it does by default, by pg_ctl that does not wait."""
         created = cls.create(directory, version=binaries.RIVALS, **how)
         assert isinstance(created, cls)
         try:
-            created._register()
+            created._register(stop_command=stop_command)
         except BaseException:
             created.destroy()
             raise
@@ -69,7 +70,7 @@ class RepmgrCluster(Cluster):
             **options,
         )
 
-    def _register(self) -> None:
+    def _register(self, *, stop_command: bool) -> None:
         primary = self.nodes[0]
         password = users.load_secrets(self.secrets_file)[users.REPLICATION_USER]
         create = sql.SQL("CREATE ROLE {} LOGIN SUPERUSER REPLICATION PASSWORD {}")
@@ -89,11 +90,11 @@ class RepmgrCluster(Cluster):
                 "node_name": node.name,
                 "conninfo": conninfo,
                 "data_directory": node.data_dir,
-                "config_directory": node.config_dir,
                 "pg_bindir": self.bin_dir,
                 "passfile": passfile,
                 "service_start_command": start,
-                "service_stop_command": stop,
+                # The default stops by the directory of the configuration where that is given, which fails here.
+                **({"service_stop_command": stop, "config_directory": node.config_dir} if stop_command else {}),
                 "log_level": "INFO",
             }
             text = "".join(f"{key}='{value}'\n" for key, value in words.items())

@@ -70,6 +70,7 @@ class WalReceiver:
     slot_name: str
     timeline: int
     application_name: str
+    silent_s: float = 0.0  # since the last message of the sender
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ def read_receiver(session: Session) -> WalReceiver | None:
     rows = session.rows(
         """SELECT status, coalesce(sender_host, '') AS sender_host, coalesce(sender_port, 0) AS sender_port,
                   coalesce(slot_name, '') AS slot_name, coalesce(received_tli, 0) AS timeline,
-                  coalesce(conninfo, '') AS conninfo
+                  coalesce(conninfo, '') AS conninfo,
+                  coalesce(extract(epoch FROM clock_timestamp() - last_msg_receipt_time), 0)::float AS silent_s
              FROM pg_stat_wal_receiver WHERE status IS NOT NULL"""
     )
     if not rows:

@@ -12,6 +12,7 @@ from typing import Any
 from .._core.operation import Check, PlannedStep
 from .catalog import NodeFacts
 from .lsn import format_lsn
+from .managers import commands
 from .switchover_plan import (
     OLDEST_MAJOR,
     RETRY_INTERVAL,
@@ -23,6 +24,8 @@ from .switchover_plan import (
 from .sync_names import parse_sync_rule
 
 KIND = "failover"
+# A host that dies or hangs closes no connection: its standbys "stream" until wal_receiver_timeout, a minute by default.
+SILENT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def checks(request: FailoverRequest, nodes: Nodes) -> list[Check]:
         _versions(left),
         _system_identifier(left),
         _privileges(left),
-        _manager(left),
+        _manager(request, left),
         _no_open_operation(request, nodes),
         _candidate_fit(request, nodes, left),
     ]
@@ -255,10 +258,11 @@ def _primary_gone(request: FailoverRequest, nodes: Nodes, left: Nodes) -> Check:
     if not request.fence.confirmed:
         # Behind a fence a standby may stream from it: it was started to serve its WAL.
         alive += [
-            f"{name} streams from it"
+            f"{name} streams from it and heard of it {facts.receiver.silent_s:.0f} s ago"
             for name, facts in left.items()
             if facts.receiver is not None
             and facts.receiver.status == "streaming"
+            and facts.receiver.silent_s < SILENT_SECONDS
             and member.is_at(facts.receiver.sender_host, facts.receiver.sender_port)
         ]
     blind = [f"{each.name} could not look: {each.detail}" for each in request.witnesses if each.sees_primary is None]
@@ -267,8 +271,8 @@ def _primary_gone(request: FailoverRequest, nodes: Nodes, left: Nodes) -> Check:
         True if alive else None if blind else False,
         "; ".join(alive or blind) or f"seen by none of {1 + len(request.witnesses)} observers",
         f"no observer sees {request.failed_primary} accept writes, and every witness could look",
-        "a primary that lives is switched over, not failed over (mode=switchover); a witness that is gone for good is"
-        " taken out of witnesses",
+        "a primary that lives is switched over, not failed over (mode=switchover); one that died a moment ago is asked"
+        f" for again after {SILENT_SECONDS:g} s; a witness that is gone for good is taken out of witnesses",
     )
 
 
@@ -338,14 +342,15 @@ def _privileges(left: Nodes) -> Check:
     )
 
 
-def _manager(left: Nodes) -> Check:
+def _manager(request: FailoverRequest, left: Nodes) -> Check:
     managers = sorted({manager for facts in left.values() for manager in facts.managers})
     return _verdict(
         "manager_in_charge",
         bool(managers),
         ", ".join(managers) or "none",
         "no other manager decides who is primary here",
-        "use that manager's own failover command; a promotion behind its back ends in two primaries",
+        "use that manager's own failover, a promotion behind its back ends in two primaries: "
+        + commands(managers, primary=request.failed_primary, candidate=request.candidate or "CANDIDATE", planned=False),
     )
 
 

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, stateful.dbops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who else can be in charge of a cluster, and the command of each for a planned switchover. Pure data."""
+"""Who else can be in charge of a cluster, and the commands of each for a switchover and a failover. Pure data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,24 @@ _COMMANDS = {
     "Azure": "az postgres flexible-server restart --resource-group GROUP --name SERVER --failover Planned",
 }
 NAMES = tuple(_COMMANDS)
+# Where it is another one when the primary is gone.
+_FAILOVER = {
+    PATRONI: "patronictl failover --candidate {candidate}",
+    "repmgr": "on the host of {candidate}, as the server's OS user:"
+    " repmgr -f /etc/repmgr.conf standby promote --siblings-follow",
+    "pg_auto_failover": "pg_autoctl perform failover",
+    "EFM": "efm promote EFM_CLUSTER, after efm set-priority EFM_CLUSTER {candidate} 1",
+    "Zalando operator": "kubectl exec -it POD -- patronictl failover --candidate {candidate}",
+    "Azure": "az postgres flexible-server restart --resource-group GROUP --name SERVER --failover Forced",
+}
 
 
-def commands(managers: Iterable[str], *, primary: str, candidate: str) -> str:
+def commands(managers: Iterable[str], *, primary: str, candidate: str, planned: bool = True) -> str:
     """What to run instead, for each of ``managers``; one that is unknown here is named without a command."""
+    known = _COMMANDS if planned else {**_COMMANDS, **_FAILOVER}
     return "; ".join(
-        f"{manager}: {_COMMANDS[manager].format(primary=primary, candidate=candidate)}"
-        if manager in _COMMANDS
-        else f"{manager}: its own switchover"
+        f"{manager}: {known[manager].format(primary=primary, candidate=candidate)}"
+        if manager in known
+        else f"{manager}: its own {'switchover' if planned else 'failover'}"
         for manager in sorted(set(managers))
     )

@@ -26,11 +26,13 @@ from typing import Any, Callable
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .client import Endpoint, Session, connect
+from .resolve import Unresolved, look_up
 
 Address = tuple[str, int]
 """Host as written in the configuration, and port."""
 
 _POLL_SECONDS = 0.005
+_STALE_SECONDS = 1.0
 _RETRY_SECONDS = 0.05
 _ATTEMPT_SECONDS = 2.0
 _SETTINGS = (
@@ -520,6 +522,33 @@ class PoolerConsole:
                 remedy="read the pooler's log: a file with a syntax error is not loaded; see that its process was "
                 "started with the file that was rewritten",
             )
+
+    def drop_stale(self, databases: Collection[str], target: Address, deadline: Deadline) -> list[str]:
+        """Cut off transactions that wait for a server which the pooler no longer uses. PgBouncer ends such a connection
+        with its transaction, and one to a host that is gone or hangs has no end (TCP waits a quarter of an hour, or two
+        hours). KILL ends the database's clients too, and RESUME lets them in again. The databases that had to be."""
+        patience = Deadline.after(self.clock, _STALE_SECONDS)
+        while True:
+            stale = self._stale(databases, target, deadline)
+            if not stale or patience.passed():
+                break
+            self.clock.sleep(_RETRY_SECONDS)
+        for name in stale:
+            self._session(deadline).run(f"KILL {_identifier(name)}", deadline=deadline)
+            self._session(deadline).run(f"RESUME {_identifier(name)}", deadline=deadline)
+        return stale
+
+    def _stale(self, databases: Collection[str], target: Address, deadline: Deadline) -> list[str]:
+        rows = [
+            row
+            for row in self._session(deadline).rows("SHOW SERVERS", deadline=deadline)
+            if row["database"] in databases and row["state"] == "active" and int(row["close_needed"])
+        ]
+        try:
+            right = [(address, target[1]) for address in look_up(target[0], deadline)] if rows else []
+        except Unresolved:
+            return []
+        return sorted({str(row["database"]) for row in rows if (row["addr"], int(row["port"])) not in right})
 
     def close(self) -> None:
         self._drop_pausers()

@@ -212,6 +212,13 @@ class Member:
         primary = self._primary()
         if self._follows(primary):
             return self._result("unchanged", "already", changed=False)
+        if primary.managers:
+            raise DbopsError(
+                found=f"{', '.join(primary.managers)} is in charge, and {self.name} does not follow {primary.name}",
+                expected="no other manager starts, stops and rewinds the members",
+                remedy=f"let it bring {self.name} back (Patroni: patronictl reinit where it does not by itself)",
+                details={"state": "refused", "changed": False},
+            )
         interrupted, kept = self._unfinished_rewind()
         running, standby = self.local.pid() is not None, False
         if running:

@@ -215,7 +215,8 @@ def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
         paused = [database.name for database in databases if database.paused]
         statements.extend(f"RESUME {name}" for name in paused)
         if not check_mode:
-            _bring_home(guard, console, databases, clock)
+            for name in _bring_home(guard, console, databases, clock):
+                statements += [f"KILL {name}", f"RESUME {name}"]
             if record is not None:
                 os.unlink(guard.pid_file)
     finally:
@@ -231,7 +232,8 @@ def disarm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     }
 
 
-def _bring_home(guard: Guard, console: PoolerConsole, databases: Sequence[PooledDatabase], clock: Clock) -> None:
+def _bring_home(guard: Guard, console: PoolerConsole, databases: Sequence[PooledDatabase], clock: Clock) -> list[str]:
+    """The databases whose clients had to be cut off from a server that is gone."""
     deadline = Deadline.after(clock, _CONSOLE_SECONDS)
     names = [database.name for database in databases]
     if any(not _at_target(guard, database) for database in databases):
@@ -239,6 +241,7 @@ def _bring_home(guard: Guard, console: PoolerConsole, databases: Sequence[Pooled
     console.repoint_check(names, *guard.addresses[guard.target], deadline)
     console.resume(names, deadline)
     console.settle(deadline)
+    return console.drop_stale(names, guard.addresses[guard.target], deadline)
 
 
 def _at_target(guard: Guard, database: PooledDatabase) -> bool:

@@ -356,6 +356,9 @@ class Switchover:
     def _roll_back(self, steps: SwitchoverSteps, error: DbopsError, *, begun: list[Step]) -> Outcome:
         """Undo, then raise ``error``: what was found, and where the clients are now."""
         old = steps.plan.old_primary
+        if self.request.node == old and self.context.local.pid() is None:
+            # It may have crashed before it was stopped: undoing the stop, before all else, starts it again.
+            begun, steps.runner.begun = _before_promotion(steps), []
         steps.runner.undo_all(begun)
         if steps.runner.undo_errors:
             state = "rollback unfinished"

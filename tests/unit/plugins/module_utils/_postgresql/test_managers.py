@@ -35,6 +35,26 @@ def test_the_command(manager: str, command: str) -> None:
     assert "{" not in text
 
 
+@pytest.mark.parametrize(
+    ("manager", "command"),
+    [
+        ("Patroni", "patronictl failover --candidate pg2"),
+        ("repmgr", "standby promote --siblings-follow"),
+        ("pg_auto_failover", "pg_autoctl perform failover"),
+        ("EFM", "efm promote EFM_CLUSTER, "),
+        ("CloudNativePG", "kubectl cnpg promote CLUSTER pg2"),
+        ("Zalando operator", "patronictl failover --candidate pg2"),
+        ("Azure", "--failover Forced"),
+        ("Nobody", "its own failover"),
+    ],
+)
+def test_the_command_when_the_primary_is_gone(manager: str, command: str) -> None:
+    text = managers.commands([manager], primary="pg1", candidate="pg2", planned=False)
+    assert text.startswith(f"{manager}: ")
+    assert command in text
+    assert "{" not in text
+
+
 def test_each_once_in_order() -> None:
     text = managers.commands(["repmgr", "EFM", "repmgr"], primary="pg1", candidate="pg2")
     assert text.index("EFM: ") < text.index("repmgr: ")
