@@ -478,6 +478,31 @@ def test_old_primary_and_its_host_gone_before_the_promotion(stage: Scene) -> Non
     stage.assert_settled(candidate, old)
 
 
+def test_cancelled_on_the_host_of_the_candidate_leaves_its_server_alone(stage: Scene) -> None:
+    """Undoing there what was done on the old primary's host would start the candidate as a primary, unpromoted."""
+    old, candidate = stage.names()
+    node = stage.cluster.node(candidate)
+    started = node.sql("SELECT pg_postmaster_start_time()")
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="promote:before").result()
+    # It inherits that SIGTERM is ignored, until it begins to listen: so the first that it hears comes before the promotion.
+    heard = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        run = stage.start(candidate, candidate)
+    finally:
+        signal.signal(signal.SIGTERM, heard)
+    while run.process.poll() is None:
+        run.process.terminate()
+        time.sleep(0.0005)
+    result = run.result()
+    assert stage.writable() == [], result
+    assert node.sql("SELECT pg_postmaster_start_time()") == started
+    assert result["state"] == "unfinished", result
+    assert "told to stop" in result["found"], result
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
 def test_old_primary_crashed_and_its_host_gone_is_not_promoted(stage: Scene) -> None:
     """Without a shutdown checkpoint there is no proof: refused, because it would be a failover."""
     old, candidate = stage.names()
@@ -507,6 +532,25 @@ def test_killed_after_the_stop_and_the_candidate_is_down(stage: Scene) -> None:
     node.start()
     stage.converge(candidate, old)
     stage.assert_settled(candidate, old)
+
+
+def test_rollback_that_could_not_start_the_old_primary_leaves_no_unfenced_one(stage: Scene) -> None:
+    """The start command fails in a rollback. The next run promotes, for everything is on the candidate; whoever starts the
+    old primary after that, by hand or by its service manager, must start a standby."""
+    old, candidate = stage.names()
+    local = stage.arguments(candidate, old)["local"]
+    broken = {**local, "service": {**local["service"], "start": ["/bin/false"]}}
+    act = Act(stage, local=broken)
+    with act.held_at("prove"):
+        act.run.process.send_signal(signal.SIGTERM)
+    result = act.run.result()
+    assert result["state"] == "rollback unfinished", result
+    assert stage.writable() == []
+    assert not (act.old_node.data_dir / "standby.signal").exists()
+    assert stage.start(candidate, old, failpoint="promote:after").result() == {}
+    act.old_node.start()
+    assert stage.writable() == [candidate]
+    act.converge()
 
 
 def test_stop_command_that_fails_leaves_the_primary_alone(stage: Scene) -> None:

@@ -13,7 +13,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
@@ -266,14 +266,19 @@ class Switchover:
             # From the promotion itself: a run that was killed may not have sent it, and asking twice is harmless.
             return self._carry_out(steps, [hands[name] for name in names[names.index("promote") :]])
         begun = _before_promotion(steps)
-        end, candidate = observed.local.shutdown_end_lsn, observed.nodes[plan.candidate]
+        here = self.request.node == plan.old_primary
+        end, problem = observed.local.shutdown_end_lsn, observed.local.shutdown_problem
+        if phase is Phase.STOPPED and here:
+            end, problem = self._fence_again(observed)
+        candidate = observed.nodes[plan.candidate]
         if phase is Phase.STOPPED and end is not None and (candidate.replay_lsn or 0) >= end:
-            return self._carry_out(steps, [hands[name] for name in names[names.index("prove") :]], begun=begun)
-        why = observed.local.shutdown_problem or (
+            left = (["plant_signal"] if here else []) + names[names.index("prove") :]  # again: also the marker
+            return self._carry_out(steps, [hands[name] for name in left], begun=begun)
+        why = problem or (
             f"the old primary ended at {format_lsn(end or 0)}, the candidate has replayed"
             f" {planner.describe_lsn(candidate.replay_lsn)}"
         )
-        if self.request.node != plan.old_primary:
+        if not here:
             raise DbopsError(
                 found=f"{plan.old_primary} is gone, and {why}",
                 expected=f"proof that {plan.candidate} has everything {plan.old_primary} acknowledged",
@@ -300,6 +305,13 @@ class Switchover:
             ),
             begun=begun,
         )
+
+    def _fence_again(self, observed: Observed) -> tuple[int | None, str]:
+        """A rollback that did not come to its end may have taken standby.signal away. Before anything is proved it is
+        there again: who starts the old primary from now on starts a standby, and who was faster is seen here."""
+        local = self.context.local
+        local.plant_signal()
+        return self.context.shutdown_end(observed.nodes, running=local.pid() is not None)
 
     def _resumable(self, plan: SwitchoverPlan, observed: Observed) -> None:
         if plan.candidate != self.request.candidate:
@@ -334,6 +346,8 @@ class Switchover:
                 steps.runner.run(hands)
             except DbopsError as error:
                 if not steps.runner.committed:
+                    if self.request.node != plan.old_primary:
+                        self._leave(steps, error)
                     return self._roll_back(steps, error, begun=begun or [])
                 steps.journal.append("operation", "unfinished", found=error.found)
                 error.with_details(**{**self._common(), **self._report(steps, "unfinished"), "changed": True})
@@ -352,6 +366,17 @@ class Switchover:
         self.outcome.after = planner.topology(Observed(self.sessions.facts(), LocalFacts()))
         self.outcome.details = self._report(steps, "switched over")
         return self._finish(self.outcome)
+
+    def _leave(self, steps: SwitchoverSteps, error: DbopsError) -> NoReturn:
+        """On the candidate's host there is nothing to undo: the server there is not the one that was stopped."""
+        steps.journal.append("operation", "unfinished", found=error.found)
+        old, new = steps.plan.old_primary, steps.plan.candidate
+        raise DbopsError(
+            found=f"{error.found}. {new} was not promoted, and nothing was undone: {old} and its host are gone",
+            expected=error.expected,
+            remedy=f"run it again, here or, when the host of {old} is back, there: it finishes or rolls back",
+            details={**error.details, **self._common(), **self._report(steps, "unfinished"), "changed": True},
+        ) from error
 
     def _roll_back(self, steps: SwitchoverSteps, error: DbopsError, *, begun: list[Step]) -> Outcome:
         """Undo, then raise ``error``: what was found, and where the clients are now."""
