@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -163,13 +163,15 @@ class Switchover:
         return planner.all_checks(self.request, observed)
 
     def _make_plan(self, observed: Observed) -> SwitchoverPlan:
-        return planner.make_plan(
+        plan = planner.make_plan(
             self.request,
             observed,
             observed.writable()[0],
-            retry_interval_before=self._retry_interval(),
+            retry_interval_before=self._altered("wal_retrieve_retry_interval"),
             bin_dir=self.context.local.programs(),
         )
+        # What its configuration file says comes back by RESET, not by a second copy of it.
+        return replace(plan, sync_before=self._altered("synchronous_standby_names") or "")
 
     def _planned_steps(self, plan: SwitchoverPlan) -> dict[str, PlannedStep]:
         return planner.planned_steps(self.request, plan)
@@ -226,11 +228,12 @@ class Switchover:
     def _perform(self, steps: SwitchoverSteps) -> Outcome:
         return self._carry_out(steps, list(steps.all().values()))
 
-    def _retry_interval(self) -> str | None:
-        """wal_retrieve_retry_interval of the candidate where ALTER SYSTEM set it, else None."""
+    def _altered(self, name: str) -> str | None:
+        """A setting of the candidate where ALTER SYSTEM set it, else None."""
         rows = self.sessions.to(self.request.candidate).rows(
             """SELECT setting || coalesce(unit, '') AS value FROM pg_settings
-                WHERE name = 'wal_retrieve_retry_interval' AND sourcefile LIKE '%postgresql.auto.conf'"""
+                WHERE name = %s AND sourcefile LIKE '%%postgresql.auto.conf'""",
+            [name],
         )
         return rows[0]["value"] if rows else None
 
