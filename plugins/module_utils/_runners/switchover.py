@@ -271,7 +271,10 @@ class Switchover:
         begun = _before_promotion(steps)
         here = self.request.node == plan.old_primary
         end, problem = observed.local.shutdown_end_lsn, observed.local.shutdown_problem
-        if phase is Phase.STOPPED and here:
+        if any(record["event"] in ("undone", "undo failed") for record in found.journal):
+            # What the way forward needs, slots and settings, may be gone: there is only the way back.
+            end, problem = None, "an earlier run began to undo it"
+        elif phase is Phase.STOPPED and here:
             end, problem = self._fence_again(observed)
         candidate = observed.nodes[plan.candidate]
         if phase is Phase.STOPPED and end is not None and (candidate.replay_lsn or 0) >= end:
@@ -310,7 +313,7 @@ class Switchover:
         )
 
     def _fence_again(self, observed: Observed) -> tuple[int | None, str]:
-        """A rollback that did not come to its end may have taken standby.signal away. Before anything is proved it is
+        """A run that was killed as it began to undo may have taken standby.signal away. Before anything is proved it is
         there again: who starts the old primary from now on starts a standby, and who was faster is seen here."""
         local = self.context.local
         local.plant_signal()

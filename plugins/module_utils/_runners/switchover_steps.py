@@ -354,6 +354,11 @@ class SwitchoverSteps(PromotionSteps):
                 f"the host of {name} was not reached: when it is back its server starts as a standby (standby.signal is"
                 " planted); run this again then"
             )
+            if self.sessions.to(self.plan.candidate).value("SHOW archive_mode") != "off":
+                self.warnings.append(
+                    f"WAL that {name} had not archived is on its host alone. If that is lost for good, point-in-time"
+                    " recovery cannot cross the switch: take a full backup now"
+                )
             return
         follower = self.plan.followers[0]
         if self.local.pid() is not None and self._is_standby(name):
