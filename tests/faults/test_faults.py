@@ -535,9 +535,35 @@ def test_old_primary_and_its_host_gone_before_the_promotion(stage: Scene) -> Non
     result = stage.start(candidate, candidate).result()
     assert result["state"] == "unfinished", result
     assert f"the host of {old} was not reached" in result["found"]
+    assert "take a full backup now" in str(result["warnings"]), result
     assert stage.writable() == [candidate]
     stage.cluster.node(old).start()
     assert stage.writable() == [candidate]
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+def test_cancelled_on_the_host_of_the_candidate_leaves_its_server_alone(stage: Scene) -> None:
+    """Undoing there what was done on the old primary's host would start the candidate as a primary, unpromoted."""
+    old, candidate = stage.names()
+    node = stage.cluster.node(candidate)
+    started = node.sql("SELECT pg_postmaster_start_time()")
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="promote:before").result()
+    # SIGTERM is ignored until the run begins to listen, so that the first one it hears comes before the promotion.
+    heard = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        run = stage.start(candidate, candidate)
+    finally:
+        signal.signal(signal.SIGTERM, heard)
+    while run.process.poll() is None:
+        run.process.terminate()
+        time.sleep(0.0005)
+    result = run.result()
+    assert stage.writable() == [], result
+    assert node.sql("SELECT pg_postmaster_start_time()") == started
+    assert result["state"] == "unfinished", result
+    assert "told to stop" in result["found"], result
     stage.converge(candidate, old)
     stage.assert_settled(candidate, old)
 
@@ -569,6 +595,40 @@ def test_killed_after_the_stop_and_the_candidate_is_down(stage: Scene) -> None:
     assert "does not answer" in result["found"]
     assert stage.writable() == []
     node.start()
+    stage.converge(candidate, old)
+    stage.assert_settled(candidate, old)
+
+
+def test_rollback_that_could_not_start_the_old_primary_is_gone_on_with(stage: Scene) -> None:
+    """The start command fails in a rollback. What was prepared is gone by then, and the fence too: the next run has to
+    start the old primary, and must not promote although everything is on the candidate."""
+    old, candidate = stage.names()
+    local = stage.arguments(candidate, old)["local"]
+    broken = {**local, "service": {**local["service"], "start": ["/bin/false"]}}
+    act = Act(stage, local=broken)
+    with act.held_at("prove"):
+        act.run.process.send_signal(signal.SIGTERM)
+    result = act.run.result()
+    assert result["state"] == "rollback unfinished", result
+    assert stage.writable() == []
+    result = stage.start(candidate, old).result()
+    assert result["state"] == "rolled back", result
+    assert "began to undo" in result["found"], result
+    assert stage.writable() == [old]
+    act.converge()
+
+
+def test_killed_when_a_rollback_had_taken_the_fence_away(stage: Scene) -> None:
+    """Whoever starts the old primary after the next run has promoted must start a standby."""
+    old, candidate = stage.names()
+    node = stage.cluster.node(old)
+    stage.guard("armed", candidate)
+    stage.start(candidate, old, failpoint="stop:after").result()
+    wait_for(lambda: not node.running(), seconds=30, what=f"{old} has ended")
+    (node.data_dir / "standby.signal").unlink()
+    stage.start(candidate, old, failpoint="promote:after").result()
+    node.start()
+    assert stage.writable() == [candidate]
     stage.converge(candidate, old)
     stage.assert_settled(candidate, old)
 

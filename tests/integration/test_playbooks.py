@@ -109,6 +109,10 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
     assert "pg_promote(false)" in checked.text
     assert re.search(r"(?m)^\+ +role: standby", checked.output), checked.output
 
+    Run("promote_replica", hosts, "--tags", "plan", **words).succeeded(changed=False)
+    Run("promote_replica", hosts, "--tags", "verify", **words).failed(f"{scene.candidate.name} is the only primary")
+    assert snapshot(scene.cluster) == before
+
     switched = Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)
     for said in (f"switched over from {scene.primary.name} to", "shutdown_checkpoint_end:", "holds: true", "pause_ms:"):
         assert said in switched.text
@@ -219,7 +223,9 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
     Run("promote_replica", hosts, **{**words, "promote_replica_candidate": "pg9"}).failed(
         "found: candidate pg9", "expected: one of pg1, pg2, pg3", "what to do: name a member"
     )
-    Run("promote_replica", hosts, dbops_cluster=scene.cluster.name).failed("promote_replica_candidate")
+    Run("promote_replica", hosts, dbops_cluster=scene.cluster.name).failed(
+        "found: candidate not given; expected: one of pg1, pg2, pg3; what to do: name a member"
+    )
     Run("promote_replica", hosts, promote_replica_max_pause=100, **words).failed(
         "found: promote_replica_max_pause; expected: variables that this role has; what to do: correct the name"
     )

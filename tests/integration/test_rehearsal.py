@@ -57,6 +57,26 @@ def test_nothing_lasting(scene: Scene) -> None:
 
 
 @on_18
+def test_a_list_in_the_file_of_the_candidate_is_not_copied(scene: Scene) -> None:
+    """Every member has the same postgresql.conf, so the candidate's list names the candidate. It is set for the time as
+    primary by ALTER SYSTEM, and that has to be gone afterwards."""
+    members = scene.cluster.nodes
+    names = ", ".join(node.name for node in members if node is not scene.primary)
+    for node in members:
+        node.configure(synchronous_standby_names=f"FIRST 1 ({names})")
+    try:
+        scene.settle()
+        before = (scene.candidate.data_dir / "postgresql.auto.conf").read_text()
+        result = rehearse(scene)
+        assert result["state"] == "rehearsed", result.get("msg")
+        assert any("SET synchronous_standby_names" in statement for statement in result["statements"])
+        assert (scene.candidate.data_dir / "postgresql.auto.conf").read_text() == before
+    finally:
+        for node in members:
+            node.configure(synchronous_standby_names=None)
+
+
+@on_18
 def test_check_mode_only_plans(scene: Scene) -> None:
     before = snapshot(scene.cluster)
     result = rehearse(scene, check=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
@@ -163,13 +163,15 @@ class Switchover:
         return planner.all_checks(self.request, observed)
 
     def _make_plan(self, observed: Observed) -> SwitchoverPlan:
-        return planner.make_plan(
+        plan = planner.make_plan(
             self.request,
             observed,
             observed.writable()[0],
-            retry_interval_before=self._retry_interval(),
+            retry_interval_before=self._altered("wal_retrieve_retry_interval"),
             bin_dir=self.context.local.programs(),
         )
+        # What its configuration file says comes back by RESET, not by a second copy of it.
+        return replace(plan, sync_before=self._altered("synchronous_standby_names") or "")
 
     def _planned_steps(self, plan: SwitchoverPlan) -> dict[str, PlannedStep]:
         return planner.planned_steps(self.request, plan)
@@ -226,11 +228,12 @@ class Switchover:
     def _perform(self, steps: SwitchoverSteps) -> Outcome:
         return self._carry_out(steps, list(steps.all().values()))
 
-    def _retry_interval(self) -> str | None:
-        """wal_retrieve_retry_interval of the candidate where ALTER SYSTEM set it, else None."""
+    def _altered(self, name: str) -> str | None:
+        """A setting of the candidate where ALTER SYSTEM set it, else None."""
         rows = self.sessions.to(self.request.candidate).rows(
             """SELECT setting || coalesce(unit, '') AS value FROM pg_settings
-                WHERE name = 'wal_retrieve_retry_interval' AND sourcefile LIKE '%postgresql.auto.conf'"""
+                WHERE name = %s AND sourcefile LIKE '%%postgresql.auto.conf'""",
+            [name],
         )
         return rows[0]["value"] if rows else None
 
@@ -266,14 +269,22 @@ class Switchover:
             # From the promotion itself: a run that was killed may not have sent it, and asking twice is harmless.
             return self._carry_out(steps, [hands[name] for name in names[names.index("promote") :]])
         begun = _before_promotion(steps)
-        end, candidate = observed.local.shutdown_end_lsn, observed.nodes[plan.candidate]
+        here = self.request.node == plan.old_primary
+        end, problem = observed.local.shutdown_end_lsn, observed.local.shutdown_problem
+        if any(record["event"] in ("undone", "undo failed") for record in found.journal):
+            # What the way forward needs, slots and settings, may be gone: there is only the way back.
+            end, problem = None, "an earlier run began to undo it"
+        elif phase is Phase.STOPPED and here:
+            end, problem = self._fence_again(observed)
+        candidate = observed.nodes[plan.candidate]
         if phase is Phase.STOPPED and end is not None and (candidate.replay_lsn or 0) >= end:
-            return self._carry_out(steps, [hands[name] for name in names[names.index("prove") :]], begun=begun)
-        why = observed.local.shutdown_problem or (
+            left = (["plant_signal"] if here else []) + names[names.index("prove") :]  # again: also the marker
+            return self._carry_out(steps, [hands[name] for name in left], begun=begun)
+        why = problem or (
             f"the old primary ended at {format_lsn(end or 0)}, the candidate has replayed"
             f" {planner.describe_lsn(candidate.replay_lsn)}"
         )
-        if self.request.node != plan.old_primary:
+        if not here:
             raise DbopsError(
                 found=f"{plan.old_primary} is gone, and {why}",
                 expected=f"proof that {plan.candidate} has everything {plan.old_primary} acknowledged",
@@ -300,6 +311,13 @@ class Switchover:
             ),
             begun=begun,
         )
+
+    def _fence_again(self, observed: Observed) -> tuple[int | None, str]:
+        """A run that was killed as it began to undo may have taken standby.signal away. Before anything is proved it is
+        there again: who starts the old primary from now on starts a standby, and who was faster is seen here."""
+        local = self.context.local
+        local.plant_signal()
+        return self.context.shutdown_end(observed.nodes, running=local.pid() is not None)
 
     def _resumable(self, plan: SwitchoverPlan, observed: Observed) -> None:
         if plan.candidate != self.request.candidate:
@@ -334,6 +352,8 @@ class Switchover:
                 steps.runner.run(hands)
             except DbopsError as error:
                 if not steps.runner.committed:
+                    if self.request.node != plan.old_primary:
+                        self._leave(steps, error)
                     return self._roll_back(steps, error, begun=begun or [])
                 steps.journal.append("operation", "unfinished", found=error.found)
                 error.with_details(**{**self._common(), **self._report(steps, "unfinished"), "changed": True})
@@ -352,6 +372,17 @@ class Switchover:
         self.outcome.after = planner.topology(Observed(self.sessions.facts(), LocalFacts()))
         self.outcome.details = self._report(steps, "switched over")
         return self._finish(self.outcome)
+
+    def _leave(self, steps: SwitchoverSteps, error: DbopsError) -> NoReturn:
+        """On the candidate's host there is nothing to undo: the server there is not the one that was stopped."""
+        steps.journal.append("operation", "unfinished", found=error.found)
+        old, new = steps.plan.old_primary, steps.plan.candidate
+        raise DbopsError(
+            found=f"{error.found}. {new} was not promoted, and nothing was undone: {old} and its host are gone",
+            expected=error.expected,
+            remedy=f"run it again, here or, when the host of {old} is back, there: it finishes or rolls back",
+            details={**error.details, **self._common(), **self._report(steps, "unfinished"), "changed": True},
+        ) from error
 
     def _roll_back(self, steps: SwitchoverSteps, error: DbopsError, *, begun: list[Step]) -> Outcome:
         """Undo, then raise ``error``: what was found, and where the clients are now."""

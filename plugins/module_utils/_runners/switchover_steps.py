@@ -200,9 +200,9 @@ class SwitchoverSteps(PromotionSteps):
     def undo_pause_poolers(self) -> None:
         """Clients go on where they were: the pooler was not reloaded. Not towards a server that would turn them away:
         then they are held, and the dead-man lets them go as soon as somebody is writable, or at its hard limit."""
-        if not self.writable(self.plan.old_primary):
+        if not self.writable(self.request.node):
             raise DbopsError(
-                found=f"{self.plan.old_primary} does not accept writes, the poolers are left paused",
+                found=f"{self.request.node} does not accept writes, the poolers are left paused",
                 expected="a writable server for the clients",
                 remedy="start it; the next run, or the poolers' dead-men, resume the clients",
             )
@@ -224,8 +224,14 @@ class SwitchoverSteps(PromotionSteps):
             deadline=self._in_pause(),
         )
 
+    @property
+    def _elsewhere(self) -> bool:
+        """The server of this host is not the one that was stopped: its signal and its service are not ours to undo."""
+        return self.request.node != self.plan.old_primary
+
     def undo_plant_signal(self) -> None:
-        self.local.remove_signal()
+        if not self._elsewhere:
+            self.local.remove_signal()
 
     def apply_stop(self) -> None:
         self.sessions.drop(self.plan.old_primary)
@@ -242,6 +248,8 @@ class SwitchoverSteps(PromotionSteps):
     def undo_stop(self) -> None:
         """Start the old primary again as a primary. The marker goes first: from its absence a later run on the
         candidate's host knows that the shutdown checkpoint was not the end."""
+        if self._elsewhere:
+            return
         running = self.local.pid() is not None and not self._local_in_recovery()
         if running and not self.local.stop_pending and self.writable(self.plan.old_primary):
             self.local.remove_signal()
@@ -346,6 +354,11 @@ class SwitchoverSteps(PromotionSteps):
                 f"the host of {name} was not reached: when it is back its server starts as a standby (standby.signal is"
                 " planted); run this again then"
             )
+            if self.sessions.to(self.plan.candidate).value("SHOW archive_mode") != "off":
+                self.warnings.append(
+                    f"WAL that {name} had not archived is on its host alone. If that is lost for good, point-in-time"
+                    " recovery cannot cross the switch: take a full backup now"
+                )
             return
         follower = self.plan.followers[0]
         if self.local.pid() is not None and self._is_standby(name):
