@@ -146,7 +146,7 @@ def test_cancelled_while_the_module_works(awx: Awx, stage: Scene) -> None:
 
     with faults.frozen(stage.cluster.node(old).process("checkpointer")):
         job = awx.launch("promote_replica", promote_replica_candidate=candidate)
-        wait_for(waits_for_the_checkpoint, seconds=120, what="the switchover to begin")
+        wait_for(waits_for_the_checkpoint, seconds=300, what="the switchover to begin")
         job.cancel()
         ended = job.ended()
         assert (ended.status, ended.artifacts) == ("canceled", {})
@@ -168,7 +168,7 @@ def test_cancelled_at_some_time_while_it_runs(awx: Awx, stage: Scene) -> None:
     """ansible-runner looks up to five seconds later, so this is anywhere between the guard and the verification."""
     old, candidate = stage.names()
     job = awx.launch("promote_replica", promote_replica_candidate=candidate)
-    job.wait_for(f'"task": "Switchover to {candidate}"', seconds=120)
+    job.wait_for(f'"task": "Switchover to {candidate}"', seconds=300)
     job.cancel()
     print(job.ended().status, [each.status for each in relaunched(awx, candidate)])
     assert guards(stage) == []
