@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,16 +258,29 @@ def _segment(timeline: int, position: int, size: int) -> str:
     return f"{timeline:08X}{number // per_file_id:08X}{number % per_file_id:08X}"
 
 
+def not_receipted(verdict: Verdict, entries: Iterable[Entry], receipt: Path | None) -> list[int]:
+    """The missing transfers whose transaction is not in the receipt; all of them where there is none."""
+    lost = json.loads(receipt.read_text())["lost"] if receipt else []
+    listed = {each["xid"] for each in lost if "accounts.transaction_journal" in each["rows"]}
+    xids = {entry.id: entry.xid for entry in entries}
+    return [transfer for transfer in verdict.missing if xids[transfer] not in listed]
+
+
 def main() -> int:
     """The verdict as JSON, for a writer that runs on another host than the test."""
     parser = argparse.ArgumentParser(description="Compare a writers' log with the database.")
     parser.add_argument("--log", required=True, type=Path)
     parser.add_argument("--conninfo", required=True, help="the primary, without a password: name a passfile")
+    parser.add_argument(
+        "--receipt", type=Path, help="pg_member's, of a failover: what is missing may be missing if listed"
+    )
     arguments = parser.parse_args()
     verdict = check(arguments.log, lambda: psycopg2.connect(arguments.conninfo))
-    figures = {"ok": verdict.ok, "pause_ms": verdict.pause_ms, "writer_errors": verdict.writer_errors}
+    beyond = not_receipted(verdict, read_log(arguments.log), arguments.receipt)
+    ok = replace(verdict, missing=beyond).ok
+    figures = {"ok": ok, "pause_ms": verdict.pause_ms, "writer_errors": verdict.writer_errors, "not_receipted": beyond}
     print(json.dumps({**asdict(verdict), **figures}, indent=2))
-    return 0 if verdict.ok else 1
+    return 0 if ok else 1
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def run(name: str) -> list[str]:
             if "[WARNING]" in line:
                 problems.append(line.strip())
         if process.wait() != 0:
-            problems.append(f"molecule ended with {process.returncode}; logs of its hosts are in {work / 'log'}")
+            problems.append(
+                f"molecule ended with {process.returncode}; logs of its hosts are in {CHECKOUT / '.lab/log' / name}"
+            )
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

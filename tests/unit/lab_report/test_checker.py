@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from tests.lab.checker import Entry, compare, longest_pause
+from tests.lab.checker import Entry, compare, longest_pause, not_receipted
 
 
 def entry(transfer: int, outcome: str = "acknowledged", *, end: float = 0.0, error: str = "") -> Entry:
@@ -107,3 +111,16 @@ def test_a_window_leaves_gaps_outside_out_and_takes_overlapping_ones_whole() -> 
 def test_no_pause_without_acknowledgements() -> None:
     assert longest_pause([]) is None
     assert longest_pause([entry(0, "refused", end=1.0)]) is None
+
+
+def test_what_is_missing_may_be_in_a_receipt(tmp_path: Path) -> None:
+    """By its transaction, and only where that wrote a journal."""
+    entries = [replace(entry(7), xid=70), replace(entry(8), xid=80), replace(entry(9), xid=90)]
+    verdict = compare(entries, journal())
+    rows = {"accounts.transaction_journal": {"insert": 2}}
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text(
+        json.dumps({"lost": [{"xid": 70, "rows": rows}, {"xid": 80, "rows": {"accounts.dbops_probe": {}}}]})
+    )
+    assert not_receipted(verdict, entries, None) == [7, 8, 9]
+    assert not_receipted(verdict, entries, receipt) == [8, 9]
