@@ -20,6 +20,35 @@ LOGIN = (
     "connect_params",
 )
 
+PLACE = ("name", "host", "address", "port", "login_host", "login_port", *LOGIN)
+# What a description may hold; roles that read more add it here.
+KNOWN = {
+    "": (
+        *("engine", "members", "poolers", "witnesses", "patroni"),
+        *("replication_user", "replication_passfile", "replication_ssl_mode", *LOGIN),
+    ),
+    "patroni": ("url", "username", "password", "ca_cert", "ssl_cert", "ssl_key"),
+    "members": (*PLACE, "data_dir", "config_dir", "bin_dir", "service"),
+    "service": ("manager", "name", "start", "stop"),
+    "poolers": (*PLACE, "config_file", "databases"),
+}
+
+
+def unknown(cluster: Mapping[str, Any]) -> list[str]:
+    """Words of a cluster's description that nothing reads, with where they stand. One that is misspelt would be passed
+    over: with ``pooler`` for ``poolers`` nobody would be paused. Words that begin with ``x_`` are the user's own."""
+    found = _strangers("", cluster) + _strangers("patroni", cluster.get("patroni") or {})
+    for kind in ("members", "poolers"):
+        for entry in cluster.get(kind) or []:
+            name = entry.get("name", "?")
+            found += [f"{word} of {name}" for word in _strangers(kind, entry)]
+            found += [f"{word} in service of {name}" for word in _strangers("service", entry.get("service") or {})]
+    return found
+
+
+def _strangers(kind: str, words: Mapping[str, Any]) -> list[str]:
+    return sorted(word for word in words if word not in KNOWN[kind] and not word.startswith("x_"))
+
 
 def nodes(cluster: Mapping[str, Any]) -> list[dict[str, Any]]:
     """``nodes`` of the modules. A member's own login words win over the cluster's."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,57 @@ class Scene:
 
 def ledger_database() -> str:
     return "accounts"
+
+
+class Act:
+    """A run that can be held at a step (SIGSTOP), so that a fault comes at a known moment."""
+
+    def __init__(self, stage: Scene, **changes: Any) -> None:
+        self.stage = stage
+        self.old, self.candidate = stage.names()
+        self.before = set(journals(stage.cluster, self.old))
+        stage.guard("armed", self.candidate)
+        self.run: ModuleRun = stage.start(self.candidate, self.old, **changes)
+
+    @property
+    def old_node(self) -> Node:
+        return self.stage.cluster.node(self.old)
+
+    @property
+    def new_node(self) -> Node:
+        return self.stage.cluster.node(self.candidate)
+
+    def _reached(self, step: str) -> bool:
+        found = set(journals(self.stage.cluster, self.old)) - self.before
+        return any(f'"event": "start", "op": "{path.stem}"' in line and f'"step": "{step}"' in line
+                   for path in found for line in path.read_text().splitlines())  # fmt: skip
+
+    @contextmanager
+    def held_at(self, step: str) -> Iterator[None]:
+        until = time.monotonic() + 60
+        while not self._reached(step):
+            assert self.run.process.poll() is None, self.run.result()
+            assert time.monotonic() < until, f"the run never began {step}"
+            time.sleep(0.001)
+        self.run.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.run.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> dict[str, Any]:
+        """The run's result; then the poolers are released as the role does it."""
+        result = self.run.result()
+        writable = self.stage.writable()
+        if len(writable) == 1:
+            self.stage.guard("disarmed", writable[0])
+        return result
+
+    def converge(self) -> None:
+        if self.stage.writable() == [self.old]:  # siblings come back within wal_retrieve_retry_interval
+            self.stage.cluster.wait_streaming({node.name for node in self.stage.cluster.nodes} - {self.old})
+        self.stage.converge(self.candidate, self.old)
+        self.stage.assert_settled(self.candidate, self.old)
 
 
 @contextmanager

@@ -10,19 +10,19 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.failover_scene import Stage as Failovers
-from tests.faults.scene import Scene, ledger_database, pause_began, scene
+from tests.faults.scene import Act, Scene, ledger_database, pause_began, scene
 from tests.lab import faults
 from tests.lab.checker import read_log
 from tests.lab.cluster import Cluster
-from tests.lab.operation import ModuleRun, journals, run_playbook, start_playbook
-from tests.lab.server import Node, wait_for
+from tests.lab.operation import journals, run_playbook, start_playbook
+from tests.lab.server import wait_for
 from tests.lab.writer import Writers
 
 
@@ -60,57 +60,6 @@ def stage(stages: _Stages, request: pytest.FixtureRequest) -> Iterator[Scene]:
         stages.end()
     else:
         stages.ready().check_ledger()
-
-
-class Act:
-    """A run that can be held at a step (SIGSTOP), so that a fault comes at a known moment."""
-
-    def __init__(self, stage: Scene, **changes: Any) -> None:
-        self.stage = stage
-        self.old, self.candidate = stage.names()
-        self.before = set(journals(stage.cluster, self.old))
-        stage.guard("armed", self.candidate)
-        self.run: ModuleRun = stage.start(self.candidate, self.old, **changes)
-
-    @property
-    def old_node(self) -> Node:
-        return self.stage.cluster.node(self.old)
-
-    @property
-    def new_node(self) -> Node:
-        return self.stage.cluster.node(self.candidate)
-
-    def _reached(self, step: str) -> bool:
-        found = set(journals(self.stage.cluster, self.old)) - self.before
-        return any(f'"event": "start", "op": "{path.stem}"' in line and f'"step": "{step}"' in line
-                   for path in found for line in path.read_text().splitlines())  # fmt: skip
-
-    @contextmanager
-    def held_at(self, step: str) -> Iterator[None]:
-        until = time.monotonic() + 60
-        while not self._reached(step):
-            assert self.run.process.poll() is None, self.run.result()
-            assert time.monotonic() < until, f"the run never began {step}"
-            time.sleep(0.001)
-        self.run.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.run.process.send_signal(signal.SIGCONT)
-
-    def end(self) -> dict[str, Any]:
-        """The run's result; then the poolers are released as the role does it."""
-        result = self.run.result()
-        writable = self.stage.writable()
-        if len(writable) == 1:
-            self.stage.guard("disarmed", writable[0])
-        return result
-
-    def converge(self) -> None:
-        if self.stage.writable() == [self.old]:  # siblings come back within wal_retrieve_retry_interval
-            self.stage.cluster.wait_streaming({node.name for node in self.stage.cluster.nodes} - {self.old})
-        self.stage.converge(self.candidate, self.old)
-        self.stage.assert_settled(self.candidate, self.old)
 
 
 def assert_rolled_back(act: Act, result: dict[str, Any], *, says: str) -> None:

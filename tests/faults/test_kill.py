@@ -9,11 +9,13 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.faults.scene import Scene, pause_began, scene
+from tests.faults.scene import Act, Scene, pause_began, scene
+from tests.lab import faults
 from tests.lab.operation import journals
 
 STEPS = (
@@ -33,6 +35,9 @@ STEPS = (
     "certify",
 )
 FAILPOINTS = [f"{step}:{moment}" for step in STEPS for moment in ("before", "after")]
+# Of what a rollback undoes: clients resumed, fence taken away, server started, settings and slots removed.
+UNDONE = ("prove", "stop", "plant_signal", "pause_poolers", "tune_candidate", "slots")
+UNDO_FAILPOINTS = [f"undo_{step}:{moment}" for step in UNDONE for moment in ("before", "after")]
 SEED = int(os.environ.get("DBOPS_SEED", random.SystemRandom().randrange(1 << 32)))
 RANDOM_KILLS = int(os.environ.get("DBOPS_KILLS", "10"))
 
@@ -52,6 +57,24 @@ def test_killed_at_a_step_the_second_run_finishes(stage: Scene, failpoint: str) 
     assert len(stage.writable()) <= 1
     results = stage.converge(candidate, old)
     stage.assert_settled(candidate, old)
+    print(failpoint, [result["state"] for result in results])
+
+
+@pytest.mark.parametrize("failpoint", UNDO_FAILPOINTS)
+def test_killed_while_a_rollback_is_under_way(stage: Scene, failpoint: str) -> None:
+    """The candidate stands still, so the run undoes what it did, and is killed at that. Then somebody starts the old
+    primary, if it is down: as what it starts is what the fence is worth."""
+    act = Act(stage, failpoint=failpoint, max_pause_ms=2000)
+    with ExitStack() as frozen:
+        with act.held_at("plant_signal"):
+            frozen.enter_context(faults.frozen(act.new_node.process("startup")))
+        assert act.run.result() == {}, "the failpoint was not reached"
+    assert len(stage.writable()) <= 1
+    if not act.old_node.running():
+        act.old_node.start()
+    assert len(stage.writable()) <= 1
+    results = stage.converge(act.candidate, act.old)
+    stage.assert_settled(act.candidate, act.old)
     print(failpoint, [result["state"] for result in results])
 
 

@@ -237,6 +237,11 @@ def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
         f"found: {member['name']} has no data_dir", "what to do: correct dbops_clusters"
     )
     member["data_dir"] = member.pop("datadir")
+    accounts["pooler"] = accounts.pop("poolers")
+    Run("promote_replica", dumped(tmp_path / "misspelt.yml", data), "--check", **words).failed(
+        "found: pooler; expected: words of dbops_clusters that this collection knows; what to do: correct the word"
+    )
+    accounts["poolers"] = accounts.pop("pooler")
 
     accounts["login_password"] = "not-the-password"
     del accounts["passfile"]

@@ -58,11 +58,11 @@ class Journal:
             os.write(self._file, b"\n")  # a host crash tore the last line
 
     def append(self, step: str, event: str, *, durable: bool = True, **data: Any) -> None:
-        """``event``: start, done, failed, undone, skipped, opened, closed, note. The only failpoint lives here: the
-        environment variable ``DBOPS_FAILPOINT=<step>:before`` kills the process (SIGKILL) once the step's start is
-        written, ``<step>:after`` when it is done but not yet written."""
-        if event == "done":
-            _failpoint(step, "after")
+        """``event``: start, done, failed, undoing, undone, undo failed, opened, closed, note. The only failpoint lives
+        here: the environment variable ``DBOPS_FAILPOINT=<step>:before`` kills the process (SIGKILL) once the step's
+        start is written, ``<step>:after`` when it is done but not yet written; ``undo_<step>`` likewise."""
+        if event in ("done", "undone"):
+            _failpoint(step, event, "after")
         self._seq += 1
         record = {
             "v": VERSION,
@@ -77,15 +77,16 @@ class Journal:
         os.write(self._file, (json.dumps(record, sort_keys=True, default=str) + "\n").encode())
         if durable:
             os.fsync(self._file)
-        if event == "start":
-            _failpoint(step, "before")
+        if event in ("start", "undoing"):
+            _failpoint(step, event, "before")
 
     def close(self) -> None:
         os.close(self._file)
 
 
-def _failpoint(step: str, moment: str) -> None:
-    if os.environ.get("DBOPS_FAILPOINT") == f"{step}:{moment}":
+def _failpoint(step: str, event: str, moment: str) -> None:
+    prefix = "undo_" if event.startswith("und") else ""
+    if os.environ.get("DBOPS_FAILPOINT") == f"{prefix}{step}:{moment}":
         os.kill(os.getpid(), signal.SIGKILL)
 
 

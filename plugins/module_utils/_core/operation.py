@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Callable
 
 from .clock import Clock
@@ -130,17 +131,17 @@ class Runner:
             )
         begin = self.clock.monotonic()
         durable = not step.plan.in_pause or step.plan.point_of_no_return
-        self.journal.append(name, "start", durable=durable)
+        _as_dbops_error("the journal", partial(self.journal.append, name, "start", durable=durable))
         if step.plan.point_of_no_return:
             self.committed = True
         self.begun.append(step)
         try:
             _as_dbops_error(step.plan.name, step.apply)
         except DbopsError as error:
-            self.journal.append(name, "failed", durable=durable, found=error.found)
+            self._note(name, "failed", durable=durable, found=error.found)
             self._record(name, begin, "failed")
             raise
-        self.journal.append(name, "done", durable=durable)
+        _as_dbops_error("the journal", partial(self.journal.append, name, "done", durable=durable))
         self._record(name, begin, "done")
 
     def undo_all(self, more: Iterable[Step] = ()) -> None:
@@ -150,13 +151,19 @@ class Runner:
         while self.begun:
             step = self.begun.pop()
             begin = self.clock.monotonic()
+            self._note(step.plan.name, "undoing", durable=False)
             try:
                 _as_dbops_error(step.plan.name, step.undo)
-                self.journal.append(step.plan.name, "undone", durable=False)
+                self._note(step.plan.name, "undone", durable=False)
             except DbopsError as error:
                 self.undo_errors.append(f"[{step.plan.name}] {error.message}")
-                self.journal.append(step.plan.name, "undo failed", found=error.found)
+                self._note(step.plan.name, "undo failed", found=error.found)
             self._record(f"undo {step.plan.name}", begin, "undone")
+
+    def _note(self, name: str, event: str, **data: Any) -> None:
+        """On the way back: a journal that cannot be written, its disk being full, must not leave clients waiting."""
+        with suppress(OSError):
+            self.journal.append(name, event, **data)
 
     def _record(self, name: str, begin: float, outcome: str) -> None:
         self.timeline.append(

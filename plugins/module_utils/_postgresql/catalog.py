@@ -419,6 +419,16 @@ OPERATION_TABLE = {
 """What has to exist before an intent can be written: expression that is NULL where it does not, and its statement."""
 
 
+def altered_setting(session: Session, name: str) -> str | None:
+    """A setting where ALTER SYSTEM set it, else None. primary_conninfo is not read: it may hold a password."""
+    rows = session.rows(
+        """SELECT CASE WHEN name = 'primary_conninfo' THEN '' ELSE setting || coalesce(unit, '') END AS value
+             FROM pg_settings WHERE name = %s AND sourcefile LIKE %s""",
+        [name, "%postgresql.auto.conf"],
+    )
+    return rows[0]["value"] if rows else None
+
+
 def read_operations(session: Session, condition: str) -> tuple[dict[str, Any], ...]:
     """Rows of ``dbops.operation``, newest first. A restore resurrects open ones: callers compare the system
     identifier, and believe a row only where its marker slot exists too."""

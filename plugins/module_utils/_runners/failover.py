@@ -21,7 +21,7 @@ from .._core.errors import DbopsError
 from .._core.journal import Journal, LockFile, make_state_directory, params_hash
 from .._core.operation import Check, Outcome, Runner, refuse_unless_good
 from .._postgresql import failover_plan as planner
-from .._postgresql.catalog import NodeFacts, read_receiver
+from .._postgresql.catalog import NodeFacts, altered_setting, read_receiver
 from .._postgresql.client import connect
 from .._postgresql.failover_plan import FailoverPlan, FailoverRequest, Fence, Witness
 from .._postgresql.lsn import format_lsn
@@ -186,24 +186,20 @@ class Failover:
         left = planner.standbys(request, nodes)
         if earlier and earlier.candidate == planner.choose(request, nodes) and set(earlier.standbys) == set(left):
             return earlier  # what is set now it may have set itself
-        by_alter_system = [name for name in left if self._altered(name, "primary_conninfo") is not None]
-        before = self._altered(planner.choose(request, nodes), "wal_retrieve_retry_interval")
-        return planner.make_plan(
+        by_alter_system = [
+            name for name in left if altered_setting(self.sessions.to(name), "primary_conninfo") is not None
+        ]
+        candidate = self.sessions.to(planner.choose(request, nodes))
+        before = altered_setting(candidate, "wal_retrieve_retry_interval")
+        plan = planner.make_plan(
             request,
             nodes,
             # A run that was killed on another host has left it.
             retry_interval_before=None if before == RETRY_INTERVAL else before,
             conninfo_by_alter_system=by_alter_system,
         )
-
-    def _altered(self, name: str, setting: str) -> str | None:
-        """A member's setting where ALTER SYSTEM set it, else None. What primary_conninfo says is not kept."""
-        rows = self.sessions.to(name).rows(
-            """SELECT CASE WHEN name = 'primary_conninfo' THEN '' ELSE setting || coalesce(unit, '') END AS value
-                 FROM pg_settings WHERE name = %s AND sourcefile LIKE %s""",
-            [setting, "%postgresql.auto.conf"],
-        )
-        return rows[0]["value"] if rows else None
+        # What its configuration file says comes back by RESET, not by a second copy of it.
+        return replace(plan, sync_before=altered_setting(candidate, "synchronous_standby_names") or "")
 
     def _show(self, plan: FailoverPlan) -> None:
         steps = planner.planned_steps(self.request, plan).values()

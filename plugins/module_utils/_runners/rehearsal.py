@@ -65,10 +65,15 @@ class Rehearsal(Switchover):
                 return self._roll_back(steps, error, begun=[])
             steps.runner.undo_all()
         self._undone(steps, "the rehearsal")
-        primary.run("DELETE FROM dbops.operation WHERE id = %s", [steps.operation])
+        self._close(steps, "rehearsed")
+        if primary.value("SELECT has_table_privilege('dbops.operation', 'DELETE')"):
+            primary.run("DELETE FROM dbops.operation WHERE id = %s", [steps.operation])
+        else:
+            self.warnings.append(
+                f"the closed row {steps.operation} stays in dbops.operation: the login may not DELETE there"
+            )
         for name in reversed(absent):
             primary.run(UNMAKE[name])
-        self._close_journal(steps.operation, "rehearsed")
         prediction = predict(
             measured,
             max_pause_ms=self.request.max_pause_ms,

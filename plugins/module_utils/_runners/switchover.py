@@ -21,7 +21,7 @@ from .._core.journal import Journal, LockFile, make_state_directory, params_hash
 from .._core.journal import open_operation as open_journal
 from .._core.operation import Check, Outcome, PlannedStep, Runner, Step, refuse_unless_good
 from .._postgresql import switchover_plan as planner
-from .._postgresql.catalog import read_receiver
+from .._postgresql.catalog import altered_setting, read_receiver
 from .._postgresql.lsn import format_lsn
 from .._postgresql.switchover_plan import LocalFacts, Observed, Phase, SwitchoverPlan
 from .switchover_context import SwitchoverContext
@@ -163,15 +163,16 @@ class Switchover:
         return planner.all_checks(self.request, observed)
 
     def _make_plan(self, observed: Observed) -> SwitchoverPlan:
+        candidate = self.sessions.to(self.request.candidate)
         plan = planner.make_plan(
             self.request,
             observed,
             observed.writable()[0],
-            retry_interval_before=self._altered("wal_retrieve_retry_interval"),
+            retry_interval_before=altered_setting(candidate, "wal_retrieve_retry_interval"),
             bin_dir=self.context.local.programs(),
         )
         # What its configuration file says comes back by RESET, not by a second copy of it.
-        return replace(plan, sync_before=self._altered("synchronous_standby_names") or "")
+        return replace(plan, sync_before=altered_setting(candidate, "synchronous_standby_names") or "")
 
     def _planned_steps(self, plan: SwitchoverPlan) -> dict[str, PlannedStep]:
         return planner.planned_steps(self.request, plan)
@@ -228,15 +229,6 @@ class Switchover:
     def _perform(self, steps: SwitchoverSteps) -> Outcome:
         return self._carry_out(steps, list(steps.all().values()))
 
-    def _altered(self, name: str) -> str | None:
-        """A setting of the candidate where ALTER SYSTEM set it, else None."""
-        rows = self.sessions.to(self.request.candidate).rows(
-            """SELECT setting || coalesce(unit, '') AS value FROM pg_settings
-                WHERE name = %s AND sourcefile LIKE '%%postgresql.auto.conf'""",
-            [name],
-        )
-        return rows[0]["value"] if rows else None
-
     def _unwind(self, operation: str, plan: SwitchoverPlan) -> None:
         """The primary still accepts writes: undo what the killed run left, then this run starts anew."""
         steps = self._begin(operation, plan, resumed="unwinding")
@@ -271,7 +263,7 @@ class Switchover:
         begun = _before_promotion(steps)
         here = self.request.node == plan.old_primary
         end, problem = observed.local.shutdown_end_lsn, observed.local.shutdown_problem
-        if any(record["event"] in ("undone", "undo failed") for record in found.journal):
+        if any(record["event"] == "undoing" for record in found.journal):
             # What the way forward needs, slots and settings, may be gone: there is only the way back.
             end, problem = None, "an earlier run began to undo it"
         elif phase is Phase.STOPPED and here:

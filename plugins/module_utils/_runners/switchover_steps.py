@@ -116,7 +116,8 @@ class SwitchoverSteps(PromotionSteps):
         )
 
     def await_replay(self, lsn: int, *, deadline: Deadline, what: str, remedy: str) -> int:
-        candidate = self.sessions.to(self.plan.candidate)
+        # A session that broke is opened again, and that may take no longer than the wait.
+        candidate = self.sessions.to(self.plan.candidate, timeout=max(deadline.left(), LAST_LOOK_SECONDS))
 
         def replayed() -> str:
             # The last look may not be cut short by the deadline of the wait: it would say "no answer", not where it is.
@@ -217,11 +218,12 @@ class SwitchoverSteps(PromotionSteps):
     def apply_plant_signal(self) -> None:
         self._begin_pause()
         self.local.plant_signal()
+        deadline = self._in_pause()
         self.create_slot(
-            self.sessions.to(self.plan.candidate),
+            self.sessions.to(self.plan.candidate, timeout=max(deadline.left(), LAST_LOOK_SECONDS)),
             planner.marker_slot(self.operation),
             reserve=False,
-            deadline=self._in_pause(),
+            deadline=deadline,
         )
 
     @property

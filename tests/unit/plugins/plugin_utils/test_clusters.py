@@ -22,6 +22,7 @@ from ansible_collections.stateful.dbops.plugins.plugin_utils.clusters import (
     observers,
     poolers,
     probes,
+    unknown,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,3 +160,29 @@ def test_who_looked_before_a_failover_and_what_they_saw() -> None:
     assert observers(looks, cluster, "pg2")["run_on"] == "", "the host of pg1 was not reached"
     assert observers([*looks, look("db1", pg1="standby")], cluster, "", candidate="pg2")["run_on"] == "pg2"
     assert observers([*looks, look("db1", pg1="standby")], cluster, "", candidate="pg9")["run_on"] == "pg1"
+
+
+def test_words_that_nothing_reads() -> None:
+    cluster = {
+        **CLUSTER,
+        "pooler": [],
+        "x_team": "payments",
+        "patroni": {"url": "http://a", "user": "b"},
+        "members": [{"name": "pg1", "data_directory": "/d", "service": {"manager": "systemd", "unit": "u"}}],
+        "poolers": [{"name": "p1", "database": ["a"], "x_rack": 3}],
+    }
+    assert unknown(cluster) == [
+        "pooler",
+        "user",
+        "data_directory of pg1",
+        "unit in service of pg1",
+        "database of p1",
+    ]
+    assert unknown({}) == []
+
+
+def test_the_example_and_the_modules_hold_no_unknown_word() -> None:
+    examples = yaml.safe_load(EXAMPLE.read_text())["all"]["vars"]["dbops_clusters"]
+    assert {name: unknown(cluster) for name, cluster in examples.items()} == {key: [] for key in examples}
+    for option in set(node_options()) | set(pooler_options()):
+        assert unknown({"members": [{option: ""}], "poolers": [{option: ""}]}) != [f"{option} of ?"] * 2, option

@@ -86,7 +86,10 @@ def test_a_failure_is_undone_in_reverse_with_the_step_that_failed(runner: Runner
         runner.run([step(done, "a"), step(done, "b"), step(done, "c", apply=fails()), step(done, "d")])
     runner.undo_all()
     assert done == ["a", "b", "c", "undo c", "undo b", "undo a"]
-    assert written(runner)[4:] == ["c start", "c failed", "c undone", "b undone", "a undone"]
+    assert written(runner)[4:] == [
+        *("c start", "c failed", "c undoing", "c undone"),
+        *("b undoing", "b undone", "a undoing", "a undone"),
+    ]
     assert [entry["step"] for entry in runner.timeline] == ["a", "b", "c", "undo c", "undo b", "undo a"]
     assert runner.timeline[2]["outcome"] == "failed"
     assert runner.undo_errors == []
@@ -110,7 +113,7 @@ def test_an_undo_that_fails_is_kept_and_the_others_still_run(runner: Runner, don
     runner.undo_all()
     assert done[3:] == ["undo c", "undo b", "undo a"]
     assert runner.undo_errors == ["[b] found: it is broken; expected: it works; what to do: mend it"]
-    assert written(runner)[6:] == ["c undone", "b undo failed", "a undone"]
+    assert written(runner)[6:] == ["c undoing", "c undone", "b undoing", "b undo failed", "a undoing", "a undone"]
 
 
 def test_an_undo_that_meets_the_operating_system_does_not_stop_the_others_either(
@@ -126,6 +129,27 @@ def test_a_full_disk_is_a_failure_like_any_other(runner: Runner, done: list[str]
     with pytest.raises(DbopsError, match="No space left on device"):
         runner.run([step(done, "plant_signal", apply=fails(OSError(28, "No space left on device")))])
     assert written(runner) == ["plant_signal start", "plant_signal failed"]
+
+
+@pytest.mark.parametrize("line", ["b start", "b done"])
+def test_a_journal_that_cannot_be_written_is_a_failure_and_hinders_no_undo(
+    runner: Runner, done: list[str], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """Its disk is full: clients that wait are let go all the same."""
+    write, (name, event) = os.write, line.split()
+
+    def full(file: int, data: bytes) -> int:
+        text = data.decode()
+        if (f'"step": "{name}"' in text and f'"event": "{event}"' in text) or '"event": "und' in text:
+            raise OSError(28, "No space left on device")
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(DbopsError, match=r"the journal: OSError: .* No space left on device"):
+        runner.run([step(done, "a"), step(done, "b"), step(done, "c")])
+    runner.undo_all()
+    assert [text for text in done if text.startswith("undo")] == ["undo b", "undo a"][event == "start" :]
+    assert runner.undo_errors == []
 
 
 def test_lines_inside_the_pause_are_not_synced_except_the_promotion(
@@ -214,7 +238,7 @@ def test_a_signal_does_not_interrupt_the_undoing(runner: Runner, done: list[str]
 def test_a_step_needs_no_undo(runner: Runner) -> None:
     runner.run([Step(PlannedStep("a", ""), lambda: None)])
     runner.undo_all()
-    assert written(runner) == ["a start", "a done", "a undone"]
+    assert written(runner) == ["a start", "a done", "a undoing", "a undone"]
 
 
 def test_failed_and_unknown_refuse_together_and_a_warning_does_not() -> None:
