@@ -445,7 +445,9 @@ def test_an_asynchronous_primary_promised_nothing() -> None:
 
 
 def plan(nodes: Nodes | None = None, request: FailoverRequest = REQUEST, **changes: Any) -> FailoverPlan:
-    return make_plan(request, nodes or GOOD, **{"retry_interval_before": None, "conninfo_by_alter_system": (), **changes})
+    return make_plan(
+        request, nodes or GOOD, **{"retry_interval_before": None, "conninfo_by_alter_system": (), **changes}
+    )
 
 
 def test_the_plan() -> None:
