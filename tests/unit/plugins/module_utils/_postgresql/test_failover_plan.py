@@ -446,8 +446,10 @@ def test_an_asynchronous_primary_promised_nothing() -> None:
 # ----------------------------------------------------------------------------------------------------------------- plan
 
 
-def plan(nodes: Nodes = GOOD, request: FailoverRequest = REQUEST, **changes: Any) -> FailoverPlan:
-    return make_plan(request, nodes, **{"retry_interval_before": None, "conninfo_by_alter_system": (), **changes})
+def plan(nodes: Nodes | None = None, request: FailoverRequest = REQUEST, **changes: Any) -> FailoverPlan:
+    return make_plan(
+        request, nodes or GOOD, **{"retry_interval_before": None, "conninfo_by_alter_system": (), **changes}
+    )
 
 
 def test_the_plan() -> None:
