@@ -26,6 +26,7 @@ from tests.lab.waiting import LabError, wait_for
 NAME = "selftest"
 NAMES = (NAME, "selftest13", "interrupted")
 UNIT = "dbops-nap"
+INTERRUPTIBLE = ("env", "--default-signal=INT")  # a shell starts what it puts into the background without
 
 
 def traces() -> set[str]:
@@ -183,7 +184,7 @@ def main_pid(lab: Lab) -> int:
 def test_nothing_is_left_after_an_interrupted_start(lab: Lab, number: signal.Signals) -> None:
     """Ctrl-C while hosts boot, and SIGKILL, after which down() clears up."""
     before = traces()
-    command = [sys.executable, "-m", "tests.lab.hosts", "up", "interrupted", "h1=debian12"]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "tests.lab.hosts", "up", "interrupted", "h1=debian12"]
     process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: Lab.load("interrupted").hosts, seconds=20, what="the start to begin")
     half_made = Lab.load("interrupted")
@@ -221,7 +222,7 @@ def remains(lab: Lab) -> set[str]:
 def test_nothing_is_left_after_ctrl_c(phase: str) -> None:
     """Ctrl-C to make molecule: while hosts boot, and while a playbook works on them."""
     process = subprocess.Popen(
-        ["make", "molecule", "SCENARIO=promote_replica"],
+        [*INTERRUPTIBLE, "make", "molecule", "SCENARIO=promote_replica"],
         cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
