@@ -363,6 +363,7 @@ class Lab:
                     "ansible_ssh_common_args": shlex.join(self._ssh_options()),
                     # A connection that is kept open must not outlive its lab: the next one has the same addresses.
                     "ansible_control_path_dir": str(self.directory / "ssh"),
+                    "ansible_ssh_timeout": 3,  # a host that is gone, on a network of no length
                     "ansible_python_interpreter": "/usr/bin/python3",
                     "lab_name": self.name,
                     "lab_hosts": ["env", "-C", str(users.CHECKOUT), sys.executable, "-m", "tests.lab.hosts"],
