@@ -152,7 +152,7 @@ def run(file: Path, forks: int, broken: str, count: int) -> dict[str, Any]:
     watcher = threading.Thread(target=memory.watch)
     watcher.start()
     try:
-        output, _ = process.communicate()
+        output = process.communicate()[0]
     finally:
         memory.stop()
         watcher.join()

@@ -235,7 +235,7 @@ def test_nothing_is_left_after_ctrl_c(phase: str) -> None:
         lab = Lab.load(lab.name)
         wait_for(lab.host("db1").running, seconds=60, what="a host to run")
         if phase == "prepare":
-            wait_for(lambda: (lab.host("db1").merged / "etc/dbops").exists(), seconds=60, what="a playbook to work")
+            wait_for((lab.host("db1").merged / "etc/dbops").exists, seconds=60, what="a playbook to work")
         assert len(remains(lab)) > 8
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
