@@ -35,6 +35,9 @@ options:
     type: str
     choices: [disable, allow, prefer, require, verify-ca, verify-full]
     default: prefer
+  replication_ca_cert:
+    description: Certificate authority that standbys verify the primary with, on the host that the module runs on.
+    type: path
   data_dir:
     description: Data directory of the member on this host. With it the free space for WAL is returned.
     type: path
@@ -124,6 +127,7 @@ def main() -> None:
             "replication_user": {"type": "str"},
             "replication_passfile": {"type": "path", "no_log": False},
             "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
+            "replication_ca_cert": {"type": "path"},
             "data_dir": {"type": "path"},
         },
         supports_check_mode=True,

@@ -102,6 +102,11 @@ options:
     type: str
     choices: [disable, allow, prefer, require, verify-ca, verify-full]
     default: prefer
+  replication_ca_cert:
+    description:
+      - Certificate authority that standbys verify the primary with, at this path on this host, readable for the
+        modules' and the server's OS user. It becomes C(sslrootcert) of C(primary_conninfo).
+    type: path
   stop_timeout:
     description: Seconds that the service has to stop the server. A server to be fenced is killed then.
     type: int
@@ -223,6 +228,7 @@ def main() -> None:
             "replication_user": {"type": "str"},
             "replication_passfile": {"type": "path", "no_log": False},
             "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
+            "replication_ca_cert": {"type": "path"},
             "stop_timeout": {"type": "int", "default": 30},
             "recovery_timeout": {"type": "int", "default": 300},
             "rewind_timeout": {"type": "int", "default": 3600},

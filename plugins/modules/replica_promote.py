@@ -212,6 +212,11 @@ options:
     type: str
     choices: [disable, allow, prefer, require, verify-ca, verify-full]
     default: prefer
+  replication_ca_cert:
+    description:
+      - Certificate authority that standbys verify the primary with, at this path on every member's host, readable for
+        the modules' and the server's OS user. It becomes C(sslrootcert) of C(primary_conninfo).
+    type: path
   failed_primary:
     description:
       - Name of the member that was the primary. Required for a failover.
@@ -538,6 +543,7 @@ def argument_spec() -> dict:
         "replication_user": {"type": "str", "required": True},
         "replication_passfile": {"type": "path", "no_log": False},
         "replication_ssl_mode": {"type": "str", "default": "prefer", "choices": SSL_MODES},
+        "replication_ca_cert": {"type": "path"},
         "failed_primary": {"type": "str"},
         "fence": {
             "type": "dict",

@@ -25,7 +25,7 @@ PLACE = ("name", "host", "address", "port", "login_host", "login_port", *LOGIN)
 KNOWN = {
     "": (
         *("engine", "members", "poolers", "witnesses", "patroni"),
-        *("replication_user", "replication_passfile", "replication_ssl_mode", *LOGIN),
+        *("replication_user", "replication_passfile", "replication_ssl_mode", "replication_ca_cert", *LOGIN),
     ),
     "patroni": ("url", "username", "password", "ca_cert", "ssl_cert", "ssl_key"),
     "members": (*PLACE, "data_dir", "config_dir", "bin_dir", "service"),

@@ -397,7 +397,10 @@ def test_tls_with_a_verified_certificate(tmp_path: Path) -> None:
         _certificate(stranger)
         untrusted = scene.promote(check=True, nodes=scene.nodes(scene.candidate, ca_cert=str(stranger)))
         assert "certificate verify failed" in untrusted["msg"]
-        scene.switch(replication_ssl_mode="require")
+        strangers = scene.promote(check=True, replication_ssl_mode="verify-full", replication_ca_cert=str(stranger))
+        assert "[replication_login]" in strangers["msg"]
+        scene.switch(replication_ssl_mode="verify-full", replication_ca_cert=str(cluster.certificate))
+        assert f"sslrootcert={cluster.certificate}" in value(scene.primary, "primary_conninfo")
         encrypted = "SELECT application_name, ssl FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)"
         assert scene.candidate.sql(encrypted) == [(scene.primary.name, True)]
 

@@ -67,6 +67,7 @@ def replication_endpoint(member: Member, options: dict[str, Any]) -> Endpoint:
         user=options["replication_user"],
         passfile=options.get("replication_passfile") or "",
         ssl_mode=options["replication_ssl_mode"],
+        ca_cert=options.get("replication_ca_cert") or "",
     )
 
 
@@ -82,6 +83,7 @@ def standby_conninfo(member: Member, options: dict[str, Any], *, application_nam
             "passfile": options.get("replication_passfile") or "",
             "application_name": application_name,
             "sslmode": options["replication_ssl_mode"],
+            "sslrootcert": options.get("replication_ca_cert") or "",
         }
     )
 
