@@ -206,7 +206,7 @@ def _debian_pgbouncer(target: Path) -> None:
     debian_package("pgbouncer", packages)
     # Its two uncommon libraries beside it, so that nothing has to be installed. Their names differ between releases.
     depends = subprocess.run(["apt-cache", "depends", "pgbouncer"], capture_output=True, text=True, check=True).stdout
-    for name in re.findall(r"Depends: (libevent\S+|libc-ares\S+)", depends):
+    for name in re.findall(r"Depends: (libevent\S+|libc-?ares\S+)", depends):
         debian_package(name, packages)
     libraries = f"$here/root/usr/lib/{os.uname().machine}-linux-gnu"
     program = target / "pgbouncer"
