@@ -9,7 +9,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tests.lab.checker import check, commits_after_fork, writable_nodes
 from tests.lab.cluster import Cluster
 from tests.lab.operation import ModuleRun, journals, run_module, start_module, switchover_arguments
 from tests.lab.server import Node
+from tests.lab.waiting import LabError
 from tests.lab.writer import Writers
 
 
@@ -107,6 +108,10 @@ class Scene:
                 break
             assert result.get("remedy"), result
             assert result.get("state") in ("rolled back", "unfinished", "refused"), result
+            writable = self.writable()
+            if len(writable) == 1:  # standbys come back within wal_retrieve_retry_interval, or when Patroni looks again
+                with suppress(LabError):
+                    self.cluster.wait_streaming({node.name for node in self.cluster.nodes} - set(writable), seconds=15)
         assert not results[-1].get("failed"), json.dumps(results[-1], indent=1)[:4000]
         return results
 
