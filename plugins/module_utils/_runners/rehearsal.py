@@ -11,13 +11,13 @@ from typing import Any, Callable
 
 from .._core.clock import Deadline
 from .._core.errors import DbopsError
-from .._core.operation import Outcome, Step
+from .._core.operation import Outcome
 from .._postgresql.catalog import OPERATION_TABLE
 from .._postgresql.lsn import parse_lsn
 from .._postgresql.pause_prediction import Measured, predict
 from .patroni_switchover import PatroniSwitchover
 from .promotion import CALL_SECONDS
-from .switchover import Situation, Switchover
+from .switchover import Situation, Switchover, steps_before
 from .switchover_steps import DRAIN_SHARE, SwitchoverSteps
 
 UNMAKE = {
@@ -59,7 +59,7 @@ class Rehearsal(Switchover):
         absent = [name for name in OPERATION_TABLE if primary.value(f"SELECT {name}") is None]
         with steps.runner.signals():
             try:
-                steps.runner.run(_before_the_pause(steps))
+                steps.runner.run(steps_before("pause_poolers", steps))
                 measured = self._measure(steps)
             except DbopsError as error:
                 return self._roll_back(steps, error, begun=[])
@@ -130,9 +130,3 @@ class PatroniRehearsal(Rehearsal, PatroniSwitchover):
     """With ``patroni`` among the options."""
 
     patroni = True
-
-
-def _before_the_pause(steps: SwitchoverSteps) -> list[Step]:
-    hands = steps.all()
-    names = list(hands)
-    return [hands[name] for name in names[: names.index("pause_poolers")]]

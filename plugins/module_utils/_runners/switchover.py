@@ -233,7 +233,7 @@ class Switchover:
         """The primary still accepts writes: undo what the killed run left, then this run starts anew."""
         steps = self._begin(operation, plan, resumed="unwinding")
         with steps.runner.signals():
-            steps.runner.undo_all(_before_promotion(steps))
+            steps.runner.undo_all(steps_before("promote", steps))
         self._undone(steps, f"an unfinished run {operation}")
         self._close(steps, "rolled_back")
         self.warnings.append(f"an unfinished run ({operation}) was rolled back first")
@@ -260,7 +260,7 @@ class Switchover:
             steps.runner.committed = True
             # From the promotion itself: a run that was killed may not have sent it, and asking twice is harmless.
             return self._carry_out(steps, [hands[name] for name in names[names.index("promote") :]])
-        begun = _before_promotion(steps)
+        begun = steps_before("promote", steps)
         here = self.request.node == plan.old_primary
         end, problem = observed.local.shutdown_end_lsn, observed.local.shutdown_problem
         if any(record["event"] == "undoing" for record in found.journal):
@@ -381,7 +381,7 @@ class Switchover:
         old = steps.plan.old_primary
         if self.request.node == old and self.context.local.pid() is None:
             # It may have crashed before it was stopped: undoing the stop, before all else, starts it again.
-            begun, steps.runner.begun = _before_promotion(steps), []
+            begun, steps.runner.begun = steps_before("promote", steps), []
         steps.runner.undo_all(begun)
         if steps.runner.undo_errors:
             state = "rollback unfinished"
@@ -461,7 +461,7 @@ class Switchover:
         journal.close()
 
 
-def _before_promotion(steps: SwitchoverSteps) -> list[Step]:
+def steps_before(name: str, steps: SwitchoverSteps) -> list[Step]:
     hands = steps.all()
     names = list(hands)
-    return [hands[name] for name in names[: names.index("promote")]]
+    return [hands[each] for each in names[: names.index(name)]]
