@@ -456,7 +456,7 @@ prediction:
       switchover would be rolled back, empty if it would not.
     - Measured are the oldest transaction of a client, a checkpoint right after another one, the way from a commit to
       its replay, and an answer of the slowest pooler. How long the server takes to end its sessions, and the candidate
-      to be promoted, are fixed figures of the collection's benchmark.
+      to be promoted, are fixed estimates.
   returned: after a rehearsal
   type: dict
 archive:

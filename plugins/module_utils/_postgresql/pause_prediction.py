@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# What a rehearsal cannot measure without doing it. Medians of docs/benchmarks.md, rounded up.
+# What a rehearsal cannot measure without doing it. Estimates for an idle machine.
 END_BACKENDS_MS = 60.0  # from the stop command to the shutdown checkpoint
 PROMOTION_MS = 150.0  # pg_promote until the candidate accepts writes
 PATRONI_MS = 2500.0  # the same two, by Patroni
