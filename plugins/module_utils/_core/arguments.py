@@ -10,10 +10,9 @@ from typing import Any
 SSL_MODES = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
 
-def endpoint_options(*, port: int = 5432, dbname: str = "postgres") -> dict[str, Any]:
-    """How to log in to one named server or pooler console (sub-options of ``nodes`` and ``poolers``)."""
+def login_options(*, port: int = 5432, dbname: str = "postgres") -> dict[str, Any]:
+    """How to log in to one server or pooler console."""
     return {
-        "name": {"type": "str", "required": True},
         "login_host": {"type": "str", "default": ""},
         "login_port": {"type": "int", "default": port},
         "login_user": {"type": "str", "default": ""},
@@ -26,6 +25,11 @@ def endpoint_options(*, port: int = 5432, dbname: str = "postgres") -> dict[str,
         "ssl_key": {"type": "path", "no_log": False},
         "connect_params": {"type": "dict", "default": {}},
     }
+
+
+def endpoint_options(*, port: int = 5432, dbname: str = "postgres") -> dict[str, Any]:
+    """How to log in to one of several, which have names (sub-options of ``nodes`` and ``poolers``)."""
+    return {"name": {"type": "str", "required": True}, **login_options(port=port, dbname=dbname)}
 
 
 def node_options() -> dict[str, Any]:
@@ -64,4 +68,16 @@ def service_options() -> dict[str, Any]:
         "name": {"type": "str"},
         "start": {"type": "list", "elements": "str"},
         "stop": {"type": "list", "elements": "str"},
+    }
+
+
+def table_options() -> dict[str, Any]:
+    """What every module that changes a table takes: the table, how long it waits for locks, where the journal is."""
+    return {
+        **login_options(),
+        "table": {"type": "str", "required": True},
+        "schema": {"type": "str", "default": "public"},
+        "lock_timeout_ms": {"type": "int", "default": 500},
+        "lock_wait_timeout": {"type": "int", "default": 120},
+        "state_dir": {"type": "path", "default": "/var/lib/dbops"},
     }

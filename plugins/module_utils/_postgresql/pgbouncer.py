@@ -26,6 +26,7 @@ from typing import Any, Callable
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .client import Endpoint, Session, connect
+from .quoting import identifier
 from .resolve import Unresolved, look_up
 
 Address = tuple[str, int]
@@ -371,10 +372,6 @@ def following(
     return routed_to(databases, addresses)
 
 
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 class PoolerConsole:
     """The admin console of one PgBouncer process (``endpoint.dbname`` is ``pgbouncer``).
 
@@ -482,7 +479,7 @@ class PoolerConsole:
                 if held:
                     self._connect_at_once(attempt)
                 for database in held:
-                    self._session(attempt).run(f"RESUME {_identifier(database.name)}", deadline=attempt)
+                    self._session(attempt).run(f"RESUME {identifier(database.name)}", deadline=attempt)
                 if not any(database.paused for database in self._named(databases, attempt)):
                     self._connected(databases, attempt)
                     return
@@ -534,8 +531,8 @@ class PoolerConsole:
                 break
             self.clock.sleep(_RETRY_SECONDS)
         for name in stale:
-            self._session(deadline).run(f"KILL {_identifier(name)}", deadline=deadline)
-            self._session(deadline).run(f"RESUME {_identifier(name)}", deadline=deadline)
+            self._session(deadline).run(f"KILL {identifier(name)}", deadline=deadline)
+            self._session(deadline).run(f"RESUME {identifier(name)}", deadline=deadline)
         return stale
 
     def _stale(self, databases: Collection[str], target: Address, deadline: Deadline) -> list[str]:
@@ -569,7 +566,7 @@ class PoolerConsole:
     def _send_pause(self, session: Session, name: str, deadline: Deadline) -> None:
         with session:
             try:
-                session.run(f"PAUSE {_identifier(name)}", deadline=deadline)
+                session.run(f"PAUSE {identifier(name)}", deadline=deadline)
             except DbopsError as error:
                 if not session.closed:  # the console's own refusal; silence is judged by await_pause
                     self._refusals.append(error)

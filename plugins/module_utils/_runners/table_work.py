@@ -1,0 +1,126 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every run on one table has: a session that works, an idle one that holds the table's lease, and the journal.
+
+The state of the work is in the catalog of the database, so nothing has to be read back from the journal.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .._core.clock import Clock
+from .._core.errors import DbopsError
+from .._core.journal import Journal, make_state_directory, params_hash
+from .._core.operation import Runner, Step
+from .._postgresql.client import Session, connect
+from .._postgresql.ddl import Patience
+from .._postgresql.lease import HOLDERS, TAKE, lease_key
+from .members import endpoint
+
+LOGIN_SECONDS = 10.0
+CALL_SECONDS = 60.0  # for reads of the catalog and brief DDL; what takes long has a limit of its own
+
+_SESSION = """
+SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO, YMD', false),
+       set_config('IntervalStyle', 'postgres', false), set_config('search_path', '', false),
+       set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
+       set_config('idle_in_transaction_session_timeout', '60s', false)
+"""
+# Bounds and expressions are printed by these settings, and a role may have been given others. An empty search_path
+# makes the server print every name with its schema.
+
+
+class TableWork:
+    """Open it with ``with``. Raises DbopsError where the server is a standby or a pooler stands before it."""
+
+    def __init__(self, options: dict[str, Any], *, clock: Clock, verb: str) -> None:
+        self.options = options
+        self.clock = clock
+        self.verb = verb
+        self.endpoint = endpoint({"name": options["login_db"], **options})
+        self.patience = Patience(last_ms=options["lock_timeout_ms"], seconds=float(options["lock_wait_timeout"]))
+        self.runner: Runner | None = None
+        self.journal: Journal | None = None
+        self._lease: Session | None = None
+        self._started = clock.monotonic()
+
+    def __enter__(self) -> TableWork:
+        self.session = self.connect()
+        if self.session.raw.get_backend_pid() != self.session.value("SELECT pg_backend_pid()"):
+            raise DbopsError(
+                found=f"{self.endpoint.label} is a pooler, not a server",
+                expected="a direct connection: locks and settings of a session have to stay with it",
+                remedy="give login_host and login_port of the server itself",
+            )
+        if self.session.value("SELECT pg_is_in_recovery()"):
+            raise DbopsError(
+                found=f"{self.endpoint.label} is a standby",
+                expected="the primary",
+                remedy="log in to the primary (pg_cluster_info says which it is)",
+            )
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for session in (self.session, self._lease):
+            if session is not None:
+                session.close()
+        if self.journal is not None:
+            self.journal.close()
+
+    @property
+    def version_num(self) -> int:
+        return int(self.session.raw.server_version)
+
+    def connect(self) -> Session:
+        """One more session, with settings under which the server prints bounds and names the same everywhere."""
+        session = connect(self.endpoint, clock=self.clock, timeout=LOGIN_SECONDS, application_name=f"dbops {self.verb}")
+        session.timeout = CALL_SECONDS
+        session.run(_SESSION)
+        return session
+
+    def take_lease(self, table: str) -> None:
+        """One run on a table at a time. The lock is held by a session that does nothing else: a session that waited for
+        it, or held it in a transaction, would keep concurrent index builds waiting."""
+        key = lease_key(f"{self.endpoint.dbname}.{table}")
+        self._lease = self.connect()
+        if self._lease.value(TAKE, key):
+            return
+        holders = self._lease.rows(HOLDERS, key)
+        who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holders)
+        raise DbopsError(
+            found=f"another run works on {table}: {who or 'unknown'}",
+            expected="one run on a table at a time",
+            remedy="wait for that run to end (a cancelled AWX job leaves its module running), then run again",
+        )
+
+    def open_journal(self, table: str, parameters: dict[str, Any]) -> Runner:
+        """Called when there is something to do, so that check mode and an unchanged run leave nothing behind."""
+        directory = Path(self.options["state_dir"]) / self.endpoint.dbname
+        make_state_directory(directory)
+        operation = f"{self.verb}-{int(self.clock.wall() * 1000)}"
+        self.journal = Journal(
+            directory / f"{operation}.jsonl", operation=operation, clock=self.clock, fingerprint=params_hash(parameters)
+        )
+        self.journal.append("plan", "opened", table=table)
+        self.runner = Runner(journal=self.journal, clock=self.clock, started=self._started)
+        return self.runner
+
+    def run(self, steps: list[Step]) -> None:
+        """Apply them in order. A step that fails is undone; what was done before it stays, and the next run goes on
+        from there."""
+        assert self.runner is not None
+        assert self.journal is not None
+        try:
+            with self.runner.signals():
+                self.runner.run(steps)
+        except DbopsError as error:
+            self.runner.begun[:] = self.runner.begun[-1:]
+            self.runner.undo_all()
+            with suppress(OSError):
+                self.journal.append("plan", "closed", state="failed")
+            raise error.with_details(timeline=self.runner.timeline, undo_errors=self.runner.undo_errors) from error
+        self.journal.append("plan", "closed", state="done")

@@ -1,0 +1,32 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A server per PostgreSQL version, and a database in it for each test. Nothing of a test outlives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.cluster import Cluster
+from tests.lab.database import Database
+
+VERSIONS = ("13", "15", "17", "18")
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One server; parametrize with ``indirect`` for less than all versions."""
+    directory = tmp_path_factory.mktemp(f"pg{request.param}") / "lab"
+    with Cluster.create(
+        directory, request.param, members=("pg1",), settings={"max_prepared_transactions": "5"}
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def database(server: Cluster) -> Iterator[Database]:
+    database = Database.create(server)
+    yield database
+    database.drop()
