@@ -121,7 +121,7 @@ def brief(session: Session, statements: Sequence[Statement], *, patience: Patien
         # Whoever queued behind us gets through meanwhile.
         session.clock.sleep(random.uniform(2, 5) * wait_ms / 1000)
     raise DbopsError(
-        found=f"{session.endpoint.label}: in {attempt + 1} tries of at most {wait_ms} ms the locks could not be had for: "
+        found=f"{session.endpoint.label}: in {attempt + 1} tries of up to {wait_ms} ms no locks for: "
         f"{'; '.join(statement.sql for statement in statements)}. Seen holding them: "
         f"{'; '.join(str(found) for found in seen.values()) or 'nobody, they were held for moments'}",
         expected="nobody holds a conflicting lock for long",
