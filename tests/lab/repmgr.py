@@ -102,7 +102,7 @@ class RepmgrCluster(Cluster):
         for node in self.nodes[1:]:  # without slots, as repmgr's default is; wal_keep_size keeps what is needed
             node.sql("ALTER SYSTEM RESET primary_slot_name")
             node.reload()
-        wait_for(lambda: not primary.sql("SELECT FROM pg_replication_slots WHERE active"), seconds=30,
+        wait_for(lambda: not primary.sql("SELECT 1 FROM pg_replication_slots WHERE active"), seconds=30,
                  what="the standbys to stream without slots")  # fmt: skip
         primary.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
         self.wait_streaming(node.name for node in self.nodes[1:])

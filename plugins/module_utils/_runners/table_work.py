@@ -110,15 +110,14 @@ class TableWork:
         return self.runner
 
     def run(self, steps: list[Step]) -> None:
-        """Apply them in order. A step that fails is undone; what was done before it stays, and the next run goes on
-        from there."""
+        """Apply them in order. When one fails, what was begun is undone: that takes away what only helps on the way,
+        because a step whose effect is wanted has no undo. The next run goes on from there."""
         assert self.runner is not None
         assert self.journal is not None
         try:
             with self.runner.signals():
                 self.runner.run(steps)
         except DbopsError as error:
-            self.runner.begun[:] = self.runner.begun[-1:]
             self.runner.undo_all()
             with suppress(OSError):
                 self.journal.append("plan", "closed", state="failed")

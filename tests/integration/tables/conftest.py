@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.integration.tables.scene import PARENT, Partitions
 from tests.lab.cluster import Cluster
 from tests.lab.database import Database
 
@@ -30,3 +32,9 @@ def database(server: Cluster) -> Iterator[Database]:
     database = Database.create(server)
     yield database
     database.drop()
+
+
+@pytest.fixture
+def partitions(database: Database, tmp_path: Path) -> Partitions:
+    database.sql(PARENT)
+    return Partitions(database, tmp_path)

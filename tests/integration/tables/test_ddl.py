@@ -53,7 +53,7 @@ def test_all_or_nothing_and_other_errors_at_once(table: Database) -> None:
     wrong = Statement("ALTER TABLE public.t ADD COLUMN id int")
     with open_session(table) as session, pytest.raises(DbopsError, match=r'column "id" .* already exists'):
         brief(session, [ADD, wrong], patience=SHORT)
-    assert table.sql("SELECT FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'more'") == []
+    assert table.sql("SELECT attname FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'more'") == []
 
 
 def test_a_prepared_transaction_is_named(table: Database) -> None:

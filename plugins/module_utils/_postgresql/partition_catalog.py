@@ -1,0 +1,321 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the catalog says of a partitioned table: SQL text in, dataclasses out. Works on 13 to 18.
+
+The session prints names with their schema and times in UTC (see _runners/table_work.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .client import Session
+from .partition_keys import Key, Position, Window
+from .quoting import identifier, qualified
+
+BOUND = "dbops_bound"
+"""Name of the CHECK constraint on a table that is made to become a partition; it is gone once it is one. So a table
+that has it and is no partition is what a killed run left."""
+GUARD = "dbops_guard"
+"""Name of the CHECK constraint on a default partition that spares ATTACH its scan."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A direct child. ``bound`` as the server prints it; ``rows`` the planner's estimate, -1 where there is none;
+    ``bytes`` with indexes and TOAST, of the whole tree below it; ``kind`` r, p (partitioned itself) or f (foreign)."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    bound: str
+    pending: bool
+    rows: int
+    bytes: int
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql(self) -> str:
+        return qualified(self.schema, self.name)
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """``table`` refers to ``referenced``; both as schema.name."""
+
+    name: str
+    table: str
+    referenced: str
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str
+    not_null: bool
+    generated: bool = False
+
+
+@dataclass(frozen=True)
+class Grant:
+    grantee: str
+    privilege: str
+    grantable: bool
+
+
+@dataclass(frozen=True)
+class PartitionedTable:
+    """``strategy``: range, list, hash. ``key``: its columns, None for an expression."""
+
+    oid: int
+    schema: str
+    name: str
+    owner: str
+    strategy: str
+    key: tuple[Column | None, ...]
+    columns: tuple[Column, ...]
+    replica_identity: str
+    partitions: tuple[Partition, ...]
+    foreign_keys: tuple[ForeignKey, ...] = ()
+    referencing: tuple[ForeignKey, ...] = ()
+    publications: tuple[str, ...] = ()
+    """Those that publish the table, or a partition of it, under the names of the partitions."""
+    row_triggers: tuple[str, ...] = ()
+    partman: bool = False
+    may_act_as_owner: bool = True
+    user: str = ""
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql(self) -> str:
+        return qualified(self.schema, self.name)
+
+    @property
+    def default(self) -> Partition | None:
+        return next((child for child in self.partitions if child.bound == "DEFAULT"), None)
+
+
+@dataclass(frozen=True)
+class DefaultRows:
+    """What is in a default partition. ``lo``, ``hi``: its least and greatest key, None where it has no row with a
+    key. ``within``: rows in each window asked for, counted up to the limit that was given."""
+
+    lo: int | None = None
+    hi: int | None = None
+    nulls: bool = False
+    within: tuple[tuple[Window, int], ...] = ()
+    constraints: tuple[str, ...] = ()
+    grants: tuple[Grant, ...] = ()
+
+    def rows(self, window: Window) -> int:
+        return dict(self.within).get(window, 0)
+
+
+@dataclass(frozen=True)
+class Namesake:
+    """A relation that is no partition of the table and has a name that one is to get. ``leftover``: ours, and empty."""
+
+    name: str
+    leftover: bool
+
+
+_TABLE = """
+SELECT c.oid::bigint, nspname AS schema, relname AS name, pg_get_userbyid(relowner) AS owner, relkind::text AS kind,
+       partstrat::text AS strategy, relreplident::text AS replica_identity, partattrs::text AS attributes,
+       pg_has_role(relowner, 'USAGE') AS may_act_as_owner, current_user::text AS "user",
+       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgtype & 1 = 1
+              ORDER BY 1) AS row_triggers
+  FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace LEFT JOIN pg_partitioned_table ON partrelid = c.oid
+ WHERE nspname = %s AND relname = %s
+"""
+
+_COLUMNS = """
+SELECT attnum, attname::text AS name, format_type(atttypid, NULL) AS type, attnotnull AS not_null,
+       attgenerated <> '' AS generated
+  FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+_CHILDREN = """
+SELECT c.oid::bigint, nspname::text AS schema, relname::text AS name, relkind::text AS kind,
+       pg_get_expr(relpartbound, c.oid) AS bound, {pending} AS pending,
+       coalesce(size.rows, -1)::bigint AS rows, coalesce(size.bytes, 0)::bigint AS bytes
+  FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_namespace n ON n.oid = relnamespace
+  LEFT JOIN LATERAL (
+       SELECT sum(greatest(leaf.reltuples, 0)) FILTER (WHERE leaf.reltuples >= 0) AS rows,
+              sum(pg_total_relation_size(leaf.oid)) AS bytes
+         FROM pg_partition_tree(c.oid) JOIN pg_class leaf ON leaf.oid = relid WHERE isleaf) size ON true
+ WHERE inhparent = %s ORDER BY relname
+"""
+
+_FOREIGN_KEYS = """
+SELECT conname::text AS name, conrelid::regclass::text AS table, confrelid::regclass::text AS referenced,
+       confrelid = %s AS incoming
+  FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND (conrelid = %s OR confrelid = %s) ORDER BY conname
+"""
+
+# Without publish_via_partition_root changes carry the partition's name, and a subscriber has to have a table of it.
+_PUBLICATIONS = """
+SELECT DISTINCT pubname::text AS name FROM pg_publication p
+ WHERE NOT pubviaroot AND (puballtables OR EXISTS (
+       SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid IN (
+              SELECT relid::oid FROM pg_partition_tree(%s) UNION SELECT relid::oid FROM pg_partition_ancestors(%s)))
+       {schemas})
+ ORDER BY 1
+"""
+_PUBLICATION_SCHEMAS = """OR EXISTS (
+       SELECT FROM pg_publication_namespace s JOIN pg_class c ON c.relnamespace = s.pnnspid
+        WHERE s.pnpubid = p.oid AND c.oid IN (SELECT relid::oid FROM pg_partition_tree(%s)))"""
+
+_NAMESAKES = """
+SELECT relname::text AS name, relkind = 'r' AND NOT relispartition AND EXISTS (
+       SELECT FROM pg_constraint WHERE conrelid = c.oid AND conname = %s) AS ours
+  FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+ WHERE nspname = %s AND relname = ANY(%s)
+   AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent = %s)
+"""
+
+
+def read_table(session: Session, schema: str, name: str) -> PartitionedTable | None:
+    """None where there is no such relation; ``strategy`` is empty where it is not partitioned."""
+    rows = session.rows(_TABLE, [schema, name])
+    if not rows:
+        return None
+    row = rows[0]
+    oid = row["oid"]
+    columns = {
+        item["attnum"]: Column(item["name"], item["type"], item["not_null"], item["generated"])
+        for item in session.rows(_COLUMNS, [oid])
+    }
+    attributes = [int(number) for number in (row["attributes"] or "").split()]
+    keys = session.rows(_FOREIGN_KEYS, [oid, oid, oid])
+    return PartitionedTable(
+        oid=oid,
+        schema=row["schema"],
+        name=row["name"],
+        owner=row["owner"],
+        strategy={"r": "range", "l": "list", "h": "hash"}.get(row["strategy"], ""),
+        key=tuple(columns.get(number) for number in attributes),
+        columns=tuple(columns.values()),
+        replica_identity=row["replica_identity"],
+        partitions=_children(session, oid),
+        foreign_keys=tuple(_foreign_key(item) for item in keys if not item["incoming"]),
+        referencing=tuple(_foreign_key(item) for item in keys if item["incoming"]),
+        publications=_publications(session, oid),
+        row_triggers=tuple(row["row_triggers"]),
+        partman=_partman(session, schema, name),
+        may_act_as_owner=row["may_act_as_owner"],
+        user=row["user"],
+    )
+
+
+def _children(session: Session, oid: int) -> tuple[Partition, ...]:
+    pending = "inhdetachpending" if session.raw.server_version >= 140000 else "false"
+    return tuple(Partition(**row) for row in session.rows(_CHILDREN.format(pending=pending), [oid]))
+
+
+def _foreign_key(row: dict[str, Any]) -> ForeignKey:
+    return ForeignKey(row["name"], row["table"], row["referenced"])
+
+
+def _publications(session: Session, oid: int) -> tuple[str, ...]:
+    by_schema = session.raw.server_version >= 150000
+    statement = _PUBLICATIONS.format(schemas=_PUBLICATION_SCHEMAS if by_schema else "")
+    return tuple(row["name"] for row in session.rows(statement, [oid] * (3 if by_schema else 2)))
+
+
+def _partman(session: Session, schema: str, name: str) -> bool:
+    """Whether pg_partman manages the table."""
+    where = session.value(
+        """SELECT nspname::text FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+            WHERE extname = 'pg_partman'"""
+    )
+    if where is None:
+        return False
+    statement = f"SELECT EXISTS (SELECT FROM {qualified(where, 'part_config')} WHERE parent_table = %s)"  # noqa: S608  a quoted identifier
+    return bool(session.value(statement, [f"{schema}.{name}"]))
+
+
+def read_default(
+    session: Session, default: Partition, key: Key, column: str, wanted: list[Window], *, limit: int
+) -> DefaultRows:
+    """Its extent, and for each window how many rows (no more than ``limit`` are counted). Reads the table without a
+    lock that anybody would notice; without an index on the key it reads all of it."""
+    name = identifier(column)
+    # There is no min(uuid), and where there is an index this is as fast.
+    end = f"SELECT {name}::text FROM {default.sql} WHERE {name} IS NOT NULL ORDER BY {name}"  # noqa: S608  quoted identifiers
+    nulls = f"EXISTS (SELECT FROM {default.sql} WHERE {name} IS NULL)"
+    extent = session.rows(f"SELECT ({end} LIMIT 1) AS lo, ({end} DESC LIMIT 1) AS hi, {nulls} AS nulls")[0]
+    lo, hi = (None if extent[side] is None else key.parse(extent[side]) for side in ("lo", "hi"))
+    inhabited = [
+        window for window in wanted if lo is not None and hi is not None and window.overlaps(Window(lo, hi + 1))
+    ]
+    return DefaultRows(
+        lo=lo,
+        hi=hi,
+        nulls=extent["nulls"],
+        within=tuple((window, _count(session, default, key, name, window, limit)) for window in inhabited),
+        constraints=tuple(
+            row["name"]
+            for row in session.rows(
+                "SELECT conname::text AS name FROM pg_constraint WHERE conrelid = %s AND contype = 'c'", [default.oid]
+            )
+        ),
+        grants=_grants(session, default.oid),
+    )
+
+
+def _count(session: Session, table: Partition, key: Key, column: str, window: Window, limit: int) -> int:
+    statement = f"""SELECT count(*) FROM (SELECT FROM {table.sql} WHERE {condition(key, column, window)}
+                     LIMIT {limit:d}) AS found"""  # noqa: S608  quoted identifiers and literals
+    return int(session.value(statement))
+
+
+def condition(key: Key, column: str, window: Window) -> str:
+    """Rows within a window; ``column`` is quoted already."""
+    parts = []
+    if not isinstance(window.lo, float):
+        parts.append(f"{column} >= {key.sql(window.lo)}")
+    if not isinstance(window.hi, float):
+        parts.append(f"{column} < {key.sql(window.hi)}")
+    return " AND ".join(parts) or "true"
+
+
+def _grants(session: Session, oid: int) -> tuple[Grant, ...]:
+    """What others than the owner may do. Empty where nothing was ever granted."""
+    rows = session.rows(
+        """SELECT CASE grantee WHEN 0 THEN 'public' ELSE quote_ident(pg_get_userbyid(grantee)) END AS grantee,
+                  privilege_type AS privilege, is_grantable AS grantable
+             FROM pg_class, aclexplode(relacl) WHERE pg_class.oid = %s AND grantee <> relowner ORDER BY 1, 2""",
+        [oid],
+    )
+    return tuple(Grant(**row) for row in rows)
+
+
+def read_namesakes(session: Session, table: PartitionedTable, names: list[str]) -> tuple[Namesake, ...]:
+    """Relations in the table's schema that stand where a partition is to be made."""
+    found = session.rows(_NAMESAKES, [BOUND, table.schema, names, table.oid])
+    return tuple(Namesake(row["name"], row["ours"] and _is_empty(session, table.schema, row["name"])) for row in found)
+
+
+def _is_empty(session: Session, schema: str, name: str) -> bool:
+    return session.value(f"SELECT EXISTS (SELECT FROM {qualified(schema, name)})") is False  # noqa: S608  quoted identifier
+
+
+def read_clock(session: Session) -> int:
+    """The server's time, in microseconds since 1970 UTC."""
+    return int(session.value("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"))
+
+
+def read_greatest(session: Session, table: PartitionedTable, column: str) -> Position | None:
+    """The greatest value of an integer key, None in an empty table."""
+    value = session.value(f"SELECT max({identifier(column)}) FROM {table.sql}")  # noqa: S608  quoted identifiers
+    return None if value is None else int(value)

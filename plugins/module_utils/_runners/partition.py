@@ -1,0 +1,226 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A partitioned table's windows: facts, checks, plan, and its transactions one by one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from .._core.clock import Clock, Deadline
+from .._core.errors import DbopsError
+from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
+from .._postgresql import partition_plan as planner
+from .._postgresql.ddl import blockers, brief
+from .._postgresql.partition_catalog import (
+    DefaultRows,
+    PartitionedTable,
+    read_clock,
+    read_default,
+    read_greatest,
+    read_namesakes,
+    read_table,
+)
+from .._postgresql.partition_keys import Key, parse_interval, zone
+from .._postgresql.partition_plan import Facts, Plan, Request, Transaction, Wanted
+from .table_work import TableWork
+
+CLOCK_DIFFERENCE = 300.0  # seconds
+LONG = 30 * 24 * 3600.0  # seconds; what has no limit of its own
+_MAY_CREATE = "SELECT has_schema_privilege(%s, 'CREATE')"
+_TEMPLATES = {"hour": "{table}_p{start:%Y%m%d_%H%M}", "step": "{table}_p{start}"}
+
+
+def partition(options: dict[str, Any], *, clock: Clock, check_mode: bool) -> dict[str, Any]:
+    """``options`` is the argument dictionary of pg_partition; its RETURN documents the result."""
+    with TableWork(options, clock=clock, verb="pg_partition") as work:
+        return _Present(work, options).run(check_mode=check_mode)
+
+
+def read_partitioned(work: TableWork, schema: str, name: str) -> PartitionedTable:
+    table = read_table(work.session, schema, name)
+    if table is None:
+        raise DbopsError(
+            found=f"there is no table {schema}.{name} in {work.endpoint.dbname}",
+            expected="a partitioned table",
+            remedy="correct schema, table or login_db",
+        )
+    return table
+
+
+class _Present:
+    """Desired state: every window from the first one wanted up to ``premake`` ahead of now is a partition."""
+
+    def __init__(self, work: TableWork, options: dict[str, Any]) -> None:
+        self.work = work
+        self.options = options
+        self.session = work.session
+
+    def run(self, *, check_mode: bool) -> dict[str, Any]:
+        before = self._table()
+        refuse_unless_good(planner.check_table(before, self.options["key"], self.options["key_type"]))
+        request = self._request(before)
+        plan, checks = self._plan(request, before)
+        result = self._result(before, request, plan, checks)
+        if check_mode:
+            result["plan"] = [self._shown(transaction) for transaction in plan.transactions]
+        try:
+            refuse_unless_good(checks)
+        except DbopsError as error:
+            raise error.with_details(**{**result, "changed": False}) from error
+        if check_mode or not plan.transactions:
+            return result
+        self.work.take_lease(before.full_name)
+        # Another run may have ended between the plan and the lease.
+        plan, checks = self._plan(request, self._table())
+        refuse_unless_good(checks)
+        runner = self.work.open_journal(
+            before.full_name, {"table": before.full_name, "interval": str(request.interval)}
+        )
+        self.work.run([self._step(transaction) for transaction in plan.transactions])
+        self._verify(request)
+        return {**self._result(before, request, plan, checks), "timeline": runner.timeline}
+
+    # -- facts
+
+    def _table(self) -> PartitionedTable:
+        return read_partitioned(self.work, self.options["schema"], self.options["table"])
+
+    def _request(self, table: PartitionedTable) -> Request:
+        options = self.options
+        interval = parse_interval(options["interval"])
+        key = Key(
+            planner.key_kind(table, options["key_type"]),
+            zone(options["time_zone"]),
+            options["epoch_unit"],
+            options["snowflake_epoch_ms"],
+            options["snowflake_shift"],
+        )
+        refuse_unless_good([planner.check_interval(key, interval)])
+        return Request(
+            column=options["key"],
+            key=key,
+            interval=interval,
+            premake=options["premake"],
+            template=options["name_template"] or _TEMPLATES.get(interval.unit, "{table}_p{start:%Y%m%d}"),
+            first=key.start(options["start"]) if options["start"] else None,
+            partial=options["partial_windows"],
+            default_rows=options["default_rows"],
+            move_limit=options["move_limit"],
+        )
+
+    def _current(self, request: Request, table: PartitionedTable) -> int:
+        if request.key.is_time:
+            return request.key.at(read_clock(self.session))
+        return int(read_greatest(self.session, table, request.column) or 0)
+
+    def _plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
+        refuse_unless_good([self._check_clock()])
+        current = self._current(request, table)
+        try:
+            missing, checks = planner.wanted_windows(request, table, current)
+        except ValueError as error:
+            raise DbopsError(
+                found=f"a bound of {table.full_name} cannot be read as {request.key.kind}: {error}",
+                expected="partitions whose bounds are of this kind of key",
+                remedy="correct key_type",
+            ) from error
+        facts = Facts(
+            table=table,
+            current=current,
+            default_rows=self._default_rows(request, table, missing),
+            namesakes=read_namesakes(self.session, table, planner.names_to_look_up(table, missing)),
+            may_create=bool(self.session.value(_MAY_CREATE, [table.schema])),
+            version_num=self.work.version_num,
+        )
+        plan = planner.make_plan(request, facts, missing)
+        return plan, [*checks, *plan.checks]
+
+    def _check_clock(self) -> Check:
+        """What is made and what is given up is counted from the server's time: a wrong one must not pass for now."""
+        reference = self.options["reference_time"]
+        apart = 0.0 if reference is None else abs(read_clock(self.session) / 1e6 - reference)
+        return Check(
+            "clock",
+            "failed" if apart > CLOCK_DIFFERENCE else "ok",
+            f"the server's clock is {apart:.0f} s away from reference_time",
+            f"a difference of at most {CLOCK_DIFFERENCE:g} s",
+            "correct the clock of the server, or of the controller",
+        )
+
+    def _default_rows(self, request: Request, table: PartitionedTable, missing: list[Wanted]) -> DefaultRows:
+        if table.default is None:
+            return DefaultRows()
+        windows = [item.window for item in missing]
+        limit = request.move_limit + 1
+        return read_default(self.session, table.default, request.key, request.column, windows, limit=limit)
+
+    # -- act
+
+    def _step(self, transaction: Transaction) -> Step:
+        planned = PlannedStep(
+            transaction.name, transaction.summary, tuple(statement.sql for statement in transaction.statements)
+        )
+        return Step(planned, partial(self._apply, transaction), partial(self._undo, transaction))
+
+    def _undo(self, transaction: Transaction) -> None:
+        if transaction.undo:
+            brief(self.session, transaction.undo, patience=self.work.patience)
+
+    def _apply(self, transaction: Transaction) -> None:
+        if transaction.long:
+            (statement,) = transaction.statements
+            self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
+        else:
+            brief(self.session, transaction.statements, patience=self.work.patience)
+
+    def _verify(self, request: Request) -> None:
+        plan, _checks = self._plan(request, self._table())
+        left = [transaction.summary for transaction in plan.transactions]
+        if left:
+            raise DbopsError(
+                found=f"after the run there is still to do: {'; '.join(left)}",
+                expected="every window is a partition",
+                remedy="somebody else changes the partitions too, or time went on; run this again",
+            )
+
+    # -- report
+
+    def _result(self, before: PartitionedTable, request: Request, plan: Plan, checks: list[Check]) -> dict[str, Any]:
+        created = [
+            {
+                "name": f"{before.schema}.{item.name}",
+                "from": request.key.text(int(item.window.lo)),
+                "to": request.key.text(int(item.window.hi)),
+            }
+            for item in plan.created
+        ]
+        names = {child.full_name: child.bound for child in before.partitions}
+        after = {**names, **{item["name"]: f"FROM {item['from']} TO {item['to']}" for item in created}}
+        return {
+            "changed": bool(plan.transactions),
+            "created": created,
+            "checks": [check.as_dict() for check in checks],
+            "statements": [statement.sql for step in plan.transactions for statement in step.statements],
+            "warnings": planner.warnings(before, plan),
+            "diff": {"before": _lines(names), "after": _lines(after)},
+        }
+
+    def _shown(self, transaction: Transaction) -> dict[str, Any]:
+        """With who would block each statement right now."""
+        return {
+            "step": transaction.name,
+            "summary": transaction.summary,
+            "statements": [
+                {
+                    **statement.as_dict(),
+                    "blocked_by": [found.as_dict() for found in blockers(self.session, statement.locks)],
+                }
+                for statement in transaction.statements
+            ],
+        }
+
+
+def _lines(partitions: dict[str, str]) -> str:
+    return "".join(f"{name} {bound}\n" for name, bound in sorted(partitions.items()))

@@ -1,0 +1,208 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_partition
+short_description: Keep the partitions of a range-partitioned table ahead of now, without a client waiting
+version_added: 0.1.0
+author:
+  - stateful.dbops contributors (@stateful-dbops)
+description:
+  - Makes the partitions that are missing, from the current window (or O(start)) up to O(premake) windows ahead.
+  - A new partition is made beside the table and attached, under locks that no reader or writer waits for.
+  - Where a default partition is large, a validated constraint spares it the scan that attaching would do under a lock.
+  - Rows of a missing window that are in the default partition are dealt with as O(default_rows) says. They are visible
+    all the time, and who writes such rows gets no error.
+  - Existing partitions are known by their bounds and never by their names, so those that somebody else made count too.
+  - Locks are waited for in short tries (O(lock_timeout_ms)) within O(lock_wait_timeout).
+  - Killed or failed, run it again. It goes on from what the catalog says.
+options:
+  key:
+    description: The column that the table is partitioned by.
+    type: str
+    required: true
+  key_type:
+    description:
+      - How the key stands for time. Not needed for C(timestamptz), C(timestamp), C(date), and C(uuid) (C(uuid7)).
+      - An integer is C(integer) (a number, O(interval) then being so many of them), C(epoch) or C(snowflake).
+    type: str
+    choices: [timestamptz, timestamp, date, uuid7, integer, epoch, snowflake]
+  epoch_unit:
+    description: What an O(key_type=epoch) counts since 1970.
+    type: str
+    choices: [s, ms, us, ns]
+    default: s
+  snowflake_epoch_ms:
+    description: Milliseconds since 1970 at which an O(key_type=snowflake) begins to count.
+    type: int
+    default: 1288834974657
+  snowflake_shift:
+    description: Number of bits below the milliseconds of an O(key_type=snowflake).
+    type: int
+    default: 22
+  interval:
+    description:
+      - Width of a window, as C(hour), C(day), C(week), C(month), C(quarter), C(year), or several such as C(6 hours).
+      - For an integer key a number. Hours must divide the day.
+    type: str
+    required: true
+  time_zone:
+    description:
+      - Where days begin. The windows of a day on which clocks are changed are longer or shorter, and leave no gap.
+      - For a C(timestamp) or C(date) it says what now is.
+    type: str
+    default: UTC
+  premake:
+    description: How many windows after the current one have to exist.
+    type: int
+    default: 4
+  start:
+    description:
+      - Date, or date and time, in O(time_zone), of an integer key a number, in the first window that has to exist.
+      - By default that is the current one.
+    type: str
+  name_template:
+    description:
+      - Python format of the names of new partitions, with C(table) and C(start), the beginning in O(time_zone).
+      - By default C({table}_p{start:%Y%m%d}), with C(_%H%M) for hours, and C({table}_p{start}) for an integer key.
+    type: str
+  partial_windows:
+    description:
+      - What is done where an existing partition covers a part of a missing window, for example because it was made in
+        another time zone. C(fill) makes what is missing of it.
+    type: str
+    choices: [refuse, fill]
+    default: refuse
+  default_rows:
+    description:
+      - What is done with rows of a missing window that are in the default partition.
+      - C(promote) makes the default partition the partition of that window, and a new, empty one the default. No row is
+        moved. All its rows must belong to that window. Until it is done, which is after a scan that holds nobody, the
+        default partition refuses rows outside of that window.
+      - C(move) moves them while readers and writers wait, up to O(move_limit) rows.
+    type: str
+    choices: [refuse, promote, move]
+    default: refuse
+  move_limit:
+    description: Rows of a window that O(default_rows=move) moves at most.
+    type: int
+    default: 10000
+  reference_time:
+    description:
+      - Unix time of another clock, for example the controller's, in seconds. A server whose clock differs by more than
+        five minutes is refused.
+    type: float
+requirements:
+  - psycopg2 >= 2.8 on the host that the module runs on
+  - PostgreSQL 13 or newer
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Returns every statement with the locks it takes, what is read under them, and who would block it right now.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+extends_documentation_fragment:
+  - stateful.dbops.attributes
+  - stateful.dbops.login
+  - stateful.dbops.table
+seealso:
+  - name: PostgreSQL manual, table partitioning
+    description: What partitions are.
+    link: https://www.postgresql.org/docs/current/ddl-partitioning.html
+"""
+
+EXAMPLES = r"""
+- name: Four months ahead, days as they begin in Berlin
+  stateful.dbops.pg_partition:
+    login_db: accounts
+    table: transaction_journal
+    key: created_at
+    interval: month
+    time_zone: Europe/Berlin
+    premake: 4
+"""
+
+RETURN = r"""
+created:
+  description: Partitions that were made, or would be.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{name: public.transaction_journal_p20261201, from: "2026-11-30 23:00:00+00", to: "2026-12-31 23:00:00+00"}]
+checks:
+  description: What was checked, each with C(name), C(status), C(found), C(expected), C(remedy).
+  returned: always
+  type: list
+  elements: dict
+statements:
+  description: The statements that were run, or would be.
+  returned: success
+  type: list
+  elements: str
+plan:
+  description:
+    - In check mode, each transaction with C(step), C(summary) and C(statements). Each statement has C(sql), C(locks)
+      (C(relation), C(mode), C(scanned_bytes)) and C(blocked_by), who holds a lock right now that it would wait for.
+  returned: in check mode
+  type: list
+  elements: dict
+timeline:
+  description: Each step with C(start_ms), C(duration_ms) and C(outcome).
+  returned: when something was done
+  type: list
+  elements: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._core.arguments import table_options
+from ..module_utils._core.clock import Clock
+from ..module_utils._core.errors import DbopsError
+from ..module_utils._postgresql.client import missing_driver
+from ..module_utils._runners.partition import partition
+
+
+def main() -> None:
+    kinds = ["timestamptz", "timestamp", "date", "uuid7", "integer", "epoch", "snowflake"]
+    module = AnsibleModule(
+        argument_spec={
+            **table_options(),
+            "key": {"type": "str", "required": True, "no_log": False},
+            "key_type": {"type": "str", "choices": kinds, "no_log": False},
+            "epoch_unit": {"type": "str", "choices": ["s", "ms", "us", "ns"], "default": "s"},
+            "snowflake_epoch_ms": {"type": "int", "default": 1288834974657},
+            "snowflake_shift": {"type": "int", "default": 22},
+            "interval": {"type": "str", "required": True},
+            "time_zone": {"type": "str", "default": "UTC"},
+            "premake": {"type": "int", "default": 4},
+            "start": {"type": "str"},
+            "name_template": {"type": "str"},
+            "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
+            "default_rows": {"type": "str", "choices": ["refuse", "promote", "move"], "default": "refuse"},
+            "move_limit": {"type": "int", "default": 10000},
+            "reference_time": {"type": "float"},
+        },
+        supports_check_mode=True,
+    )
+    missing = missing_driver()
+    if missing is not None:
+        module.fail_json(msg=missing.message)
+    try:
+        result = partition(module.params, clock=Clock(), check_mode=module.check_mode)
+    except DbopsError as error:
+        details = {"changed": False, **error.details}
+        module.fail_json(msg=error.message, found=error.found, expected=error.expected, remedy=error.remedy, **details)
+    for warning in result.pop("warnings"):
+        module.warn(warning)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SIGKILL of pg_partition before and after each of its steps, while clients write; run again, it converges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.tables.scene import PARENT, Partitions
+from tests.lab.cluster import Cluster
+from tests.lab.database import Database
+from tests.lab.table_load import TableLoad
+
+FILLER = """INSERT INTO ev (at, note) SELECT '2000-01-01'::timestamptz + n * interval '1 minute', repeat('x', 200)
+              FROM generate_series(1, 50000) n"""
+FIXED = "INSERT INTO ev (at, note) SELECT now(), 'fixed' FROM generate_series(1, 1000)"
+DEFAULT = "CREATE TABLE ev_default PARTITION OF ev DEFAULT"
+CURRENT = "CREATE TABLE ev_wide PARTITION OF ev FOR VALUES FROM ('2020-01-01+00') TO ('2020-02-01+00')"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    version = os.environ.get("DBOPS_VERSION", "18")
+    with Cluster.create(tmp_path_factory.mktemp("partition") / "lab", version, members=("pg1",)) as cluster:
+        yield cluster
+
+
+SCENES: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
+    # What there is, how pg_partition is called, and the steps that it then takes ("p0" is the current window).
+    "guarded": (
+        [DEFAULT, FILLER],
+        {"start": "next", "premake": 2},
+        [
+            *("add dbops_guard", "validate dbops_guard", "create p1", "attach p1", "create p2", "attach p2"),
+            *("drop dbops_guard", "analyze ev"),
+        ],
+    ),
+    "promote": (
+        [DEFAULT, FIXED],
+        {"default_rows": "promote", "premake": 1},
+        [
+            *("create ev_default_dbops_next", "add dbops_bound", "validate dbops_bound", "promote ev_default"),
+            *("create p1", "attach p1", "analyze ev"),
+        ],
+    ),
+    "move": (
+        [CURRENT, DEFAULT, FIXED],
+        {"default_rows": "move", "move_limit": 1_000_000, "premake": 1},
+        ["create p0", "move to p0", "create p1", "attach p1", "analyze ev"],
+    ),
+}
+CASES = [
+    (scene, f"{step}:{moment}")
+    for scene, (_there, _options, steps) in SCENES.items()
+    for step in steps
+    for moment in ("before", "after")
+]
+
+
+class Stage:
+    def __init__(self, server: Cluster, state_dir: Path, scene: str) -> None:
+        self.database = Database.create(server)
+        self.database.sql(PARENT)
+        there, options, self.steps = SCENES[scene]
+        for statement in there:
+            self.database.sql(statement)
+        self.partitions = Partitions(self.database, state_dir)
+        now = self.database.value("SELECT date_trunc('month', now(), 'UTC')::date")
+        months = [now.year * 12 + now.month - 1 + ahead for ahead in range(3)]
+        self.names = {f"p{n}": f"ev_p{month // 12:04}{month % 12 + 1:02}01" for n, month in enumerate(months)}
+        start = f"{months[1] // 12:04}-{months[1] % 12 + 1:02}-01"
+        self.options = {**options, **({"start": start} if options.get("start") else {})}
+
+    def named(self, text: str) -> str:
+        for short, name in self.names.items():
+            text = text.replace(f" {short}", f" {name}")
+        return text
+
+
+@pytest.mark.parametrize(("scene", "failpoint"), CASES)
+def test_killed_at_a_step_the_second_run_finishes(server: Cluster, tmp_path: Path, scene: str, failpoint: str) -> None:
+    stage = Stage(server, tmp_path, scene)
+    probe = "SELECT count(*) FROM ev WHERE note = 'fixed'"
+    insert = "INSERT INTO ev (id, at, note) VALUES (%s, now(), 'live')"
+    with TableLoad(stage.database, insert=insert, probe=probe) as running:
+        killed = stage.partitions.run(**stage.options, failpoint=stage.named(failpoint))
+        assert killed == {}, "the failpoint was not reached"
+        stage.partitions.done(**stage.options)
+    running.check("ev")
+    assert stage.database.sql("SELECT conname FROM pg_constraint WHERE conname LIKE 'dbops%'") == []
+    assert stage.database.sql("SELECT relname FROM pg_class WHERE relname LIKE '%dbops%' AND relkind = 'r'") == []
+    assert not stage.partitions.done(**stage.options)["changed"]
+    stage.database.drop()
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_list_of_steps_is_complete(server: Cluster, tmp_path: Path, scene: str) -> None:
+    stage = Stage(server, tmp_path, scene)
+    plan = stage.partitions.done(check=True, **stage.options)["plan"]
+    assert [step["step"] for step in plan] == [stage.named(step) for step in stage.steps]
+    stage.database.drop()
