@@ -48,6 +48,11 @@ if [ "$what" = molecule ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null
     done
 fi
 
+# Tests of hosts that cannot be reached try to reach them.
+if [ "$what" = test ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v ssh >/dev/null; then
+    apt_install openssh-client
+fi
+
 exec 9>"$venv.lock"
 flock 9
 

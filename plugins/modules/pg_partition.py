@@ -21,6 +21,16 @@ description:
   - Locks are waited for in short tries (O(lock_timeout_ms)) within O(lock_wait_timeout).
   - Killed or failed, run it again. It goes on from what the catalog says.
 options:
+  state:
+    description:
+      - C(present) keeps the windows as wanted.
+      - C(detached) detaches O(partition). Its rows leave the table, and nobody can write into it any more.
+    type: str
+    choices: [present, detached]
+    default: present
+  partition:
+    description: Name of the partition to detach, with or without its schema.
+    type: str
   key:
     description: The column that the table is partitioned by.
     type: str
@@ -91,6 +101,21 @@ options:
     description: Rows of a window that O(default_rows=move) moves at most.
     type: int
     default: 10000
+  retention:
+    description:
+      - How far back partitions are kept, as O(interval) is written. A partition has expired when its upper bound lies
+        so far back, whatever its name and width.
+    type: str
+  retention_action:
+    description:
+      - What is done with partitions that have expired. C(keep) only returns them.
+      - C(detach) detaches them. From then on a trigger (C(dbops_read_only)) lets nobody write into such a table, and
+        its foreign keys are dropped, since they would go on to hold rows of other tables. Its comment says what it was.
+      - C(DETACH CONCURRENTLY) is used where there is no default partition, on PostgreSQL 14 and later. It begins only
+        when no transaction older than 10 seconds uses the table.
+    type: str
+    choices: [keep, detach]
+    default: keep
   reference_time:
     description:
       - Unix time of another clock, for example the controller's, in seconds. A server whose clock differs by more than
@@ -136,6 +161,16 @@ created:
   type: list
   elements: dict
   sample: [{name: public.transaction_journal_p20261201, from: "2026-11-30 23:00:00+00", to: "2026-12-31 23:00:00+00"}]
+expired:
+  description: Partitions that ended before the retention.
+  returned: success
+  type: list
+  elements: str
+detached:
+  description: Partitions that were detached, or would be.
+  returned: success
+  type: list
+  elements: str
 checks:
   description: What was checked, each with C(name), C(status), C(found), C(expected), C(remedy).
   returned: always
@@ -174,6 +209,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **table_options(),
+            "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
+            "partition": {"type": "str"},
             "key": {"type": "str", "required": True, "no_log": False},
             "key_type": {"type": "str", "choices": kinds, "no_log": False},
             "epoch_unit": {"type": "str", "choices": ["s", "ms", "us", "ns"], "default": "s"},
@@ -187,8 +224,11 @@ def main() -> None:
             "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
             "default_rows": {"type": "str", "choices": ["refuse", "promote", "move"], "default": "refuse"},
             "move_limit": {"type": "int", "default": 10000},
+            "retention": {"type": "str"},
+            "retention_action": {"type": "str", "choices": ["keep", "detach"], "default": "keep"},
             "reference_time": {"type": "float"},
         },
+        required_if=[("state", "detached", ["partition"])],
         supports_check_mode=True,
     )
     missing = missing_driver()

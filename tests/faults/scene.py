@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.lab import ledger
 from tests.lab.checker import check, commits_after_fork, writable_nodes
@@ -254,3 +257,12 @@ def pause_began(cluster: Cluster, node: str, before: set[Path], *, seconds: floa
                 return True
         time.sleep(0.003)
     return False
+
+
+def unreachable(file: Path, *hosts: str) -> Path:
+    """An inventory, to be read after the lab's, in which SSH to these hosts fails."""
+    if shutil.which("ssh") is None:  # as root tools/bootstrap.sh installs it
+        pytest.skip("NO SSH HERE, hosts that cannot be reached are not tested: install openssh-client")
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    file.write_text(json.dumps({"all": {"hosts": dict.fromkeys(hosts, away)}}))
+    return file

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.faults.failover_scene import Stage, receipt_of, stage
+from tests.faults.scene import unreachable
 from tests.lab import faults, inventory, users
 from tests.lab.operation import run_playbook, start_module, switchover_arguments
 from tests.lab.server import wait_for
@@ -530,10 +531,8 @@ def test_by_playbook_when_fence_or_witness_fails(scene: Stage, tmp_path: Path) -
     inventory.write(scene.cluster)
     lost, _first, _second = scene.names()
     scene.lose(lost)
-    away = tmp_path / "away.yml"
-    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    away = unreachable(tmp_path / "away.yml", f"lab-{lost}", "app1")
     clusters = {scene.cluster.name: {**inventory.cluster_data(scene.cluster), "witnesses": ["app1"]}}
-    away.write_text(json.dumps({"all": {"hosts": {f"lab-{lost}": gone, "app1": gone}}}))
     words: dict[str, Any] = {
         "promote_replica_mode": "failover",
         "promote_replica_failed_primary": lost,
@@ -572,9 +571,7 @@ def test_by_playbook_when_the_host_is_gone(scene: Stage, tmp_path: Path) -> None
     inventory.write(scene.cluster)
     lost, _first, _second = scene.names()
     scene.lose(lost)
-    away = tmp_path / "away.yml"
-    gone = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
-    away.write_text(json.dumps({"all": {"hosts": {f"lab-{lost}": gone}}}))
+    away = unreachable(tmp_path / "away.yml", f"lab-{lost}")
     words: dict[str, Any] = {"promote_replica_mode": "failover", "promote_replica_failed_primary": lost}
     play = run_playbook(scene.cluster, "promote_replica.yml", "-i", str(away), **words)
     assert play.returncode != 0

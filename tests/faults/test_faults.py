@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.faults.failover_scene import Stage as Failovers
-from tests.faults.scene import Act, Scene, ledger_database, pause_began, scene
+from tests.faults.scene import Act, Scene, ledger_database, pause_began, scene, unreachable
 from tests.lab import faults
 from tests.lab.checker import read_log
 from tests.lab.cluster import Cluster
@@ -602,9 +602,7 @@ def test_host_of_the_old_primary_cannot_be_reached(stage: Scene) -> None:
     old, candidate = stage.names()
     stage.guard("armed", candidate)
     stage.start(candidate, old, failpoint="promote:before").result()
-    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
-    override = stage.directory / "away.yml"
-    override.write_text(json.dumps({"all": {"hosts": {f"lab-{old}": away}}}))
+    override = unreachable(stage.directory / "away.yml", f"lab-{old}")
     play = run_playbook(stage.cluster, "promote_replica.yml", "-i", str(override), promote_replica_candidate=candidate)
     assert play.returncode != 0
     assert f"the host of {old} was not reached" in play.stdout, play.stdout[-3000:]

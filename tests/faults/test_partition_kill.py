@@ -22,6 +22,9 @@ FILLER = """INSERT INTO ev (at, note) SELECT '2000-01-01'::timestamptz + n * int
 FIXED = "INSERT INTO ev (at, note) SELECT now(), 'fixed' FROM generate_series(1, 1000)"
 DEFAULT = "CREATE TABLE ev_default PARTITION OF ev DEFAULT"
 CURRENT = "CREATE TABLE ev_wide PARTITION OF ev FOR VALUES FROM ('2020-01-01+00') TO ('2020-02-01+00')"
+PAST = "CREATE TABLE ev_past PARTITION OF ev FOR VALUES FROM ('2020-01-01+00') TO ('2020-02-01+00')"
+NOW = "CREATE TABLE ev_now PARTITION OF ev FOR VALUES FROM ('2026-01-01+00') TO ('2100-01-01+00')"
+KIND = "CREATE TABLE kind (id int PRIMARY KEY); ALTER TABLE ev ADD kind int REFERENCES kind"
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,16 @@ SCENES: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
         [CURRENT, DEFAULT, FIXED],
         {"default_rows": "move", "move_limit": 1_000_000, "premake": 1},
         ["create p0", "move to p0", "create p1", "attach p1", "analyze ev"],
+    ),
+    "detach": (
+        [PAST, NOW, KIND],
+        {"retention": "1 month", "retention_action": "detach", "premake": 0},
+        ["mark ev_past", "detach ev_past", "drop ev_kind_fkey", "block ev_past"],
+    ),
+    "detach beside a default": (
+        [PAST, NOW, DEFAULT, KIND],
+        {"retention": "1 month", "retention_action": "detach", "premake": 0},
+        ["mark ev_past", "detach ev_past", "drop ev_kind_fkey", "block ev_past"],
     ),
 }
 CASES = [

@@ -8,12 +8,13 @@ The session prints names with their schema and times in UTC (see _runners/table_
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from .client import Session
 from .partition_keys import Key, Position, Window
-from .quoting import identifier, qualified
+from .quoting import identifier, literal, qualified
 
 BOUND = "dbops_bound"
 """Name of the CHECK constraint on a table that is made to become a partition; it is gone once it is one. So a table
@@ -21,28 +22,10 @@ that has it and is no partition is what a killed run left."""
 GUARD = "dbops_guard"
 """Name of the CHECK constraint on a default partition that spares ATTACH its scan."""
 
-
-@dataclass(frozen=True)
-class Partition:
-    """A direct child. ``bound`` as the server prints it; ``rows`` the planner's estimate, -1 where there is none;
-    ``bytes`` with indexes and TOAST, of the whole tree below it; ``kind`` r, p (partitioned itself) or f (foreign)."""
-
-    oid: int
-    schema: str
-    name: str
-    kind: str
-    bound: str
-    pending: bool
-    rows: int
-    bytes: int
-
-    @property
-    def full_name(self) -> str:
-        return f"{self.schema}.{self.name}"
-
-    @property
-    def sql(self) -> str:
-        return qualified(self.schema, self.name)
+MARK = "dbops: "
+"""Begins the comment of a partition that is to be detached, or was; JSON follows. A comment survives a rename."""
+READ_ONLY = "dbops_read_only"
+"""Name of the trigger, and of its function, that keep a detached table as it is."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +38,55 @@ class ForeignKey:
 
 
 @dataclass(frozen=True)
+class Grant:
+    grantee: str
+    privilege: str
+    grantable: bool
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A direct child. ``bound`` as the server prints it; ``rows`` the planner's estimate, -1 where there is none;
+    ``bytes`` with indexes and TOAST, of the whole tree below it; ``kind`` r, p (partitioned itself) or f (foreign);
+    ``relations``: it and all below it, as (schema, name); ``foreign_keys``: its own, as it has them of the table."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    bound: str
+    pending: bool
+    rows: int
+    bytes: int
+    relations: tuple[tuple[str, str], ...] = ()
+    grants: tuple[Grant, ...] = ()
+    foreign_keys: tuple[ForeignKey, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def sql(self) -> str:
+        return qualified(self.schema, self.name)
+
+
+@dataclass(frozen=True)
+class Detached:
+    """A table that was a partition, by the mark in its comment. ``table`` has the bound it had; ``detached_at``: Unix
+    time; ``blocked``: nobody can write into it."""
+
+    table: Partition
+    detached_at: int
+    blocked: bool
+
+
+@dataclass(frozen=True)
 class Column:
     name: str
     type: str
     not_null: bool
     generated: bool = False
-
-
-@dataclass(frozen=True)
-class Grant:
-    grantee: str
-    privilege: str
-    grantable: bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +134,6 @@ class DefaultRows:
     nulls: bool = False
     within: tuple[tuple[Window, int], ...] = ()
     constraints: tuple[str, ...] = ()
-    grants: tuple[Grant, ...] = ()
 
     def rows(self, window: Window) -> int:
         return dict(self.within).get(window, 0)
@@ -144,17 +163,32 @@ SELECT attnum, attname::text AS name, format_type(atttypid, NULL) AS type, attno
   FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 
-_CHILDREN = """
-SELECT c.oid::bigint, nspname::text AS schema, relname::text AS name, relkind::text AS kind,
-       pg_get_expr(relpartbound, c.oid) AS bound, {pending} AS pending,
-       coalesce(size.rows, -1)::bigint AS rows, coalesce(size.bytes, 0)::bigint AS bytes
-  FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_namespace n ON n.oid = relnamespace
-  LEFT JOIN LATERAL (
-       SELECT sum(greatest(leaf.reltuples, 0)) FILTER (WHERE leaf.reltuples >= 0) AS rows,
-              sum(pg_total_relation_size(leaf.oid)) AS bytes
-         FROM pg_partition_tree(c.oid) JOIN pg_class leaf ON leaf.oid = relid WHERE isleaf) size ON true
- WHERE inhparent = %s ORDER BY relname
+_RELATION = """
+       c.oid::bigint, nspname::text AS schema, relname::text AS name, relkind::text AS kind,
+       coalesce(size.rows, -1)::bigint AS rows, coalesce(size.bytes, 0)::bigint AS bytes,
+       coalesce(size.relations, jsonb_build_array(jsonb_build_array(nspname, relname))) AS relations,
+       (SELECT jsonb_agg(jsonb_build_object(
+                  'grantee', CASE grantee WHEN 0 THEN 'public' ELSE quote_ident(pg_get_userbyid(grantee)) END,
+                  'privilege', privilege_type, 'grantable', is_grantable))
+          FROM aclexplode(relacl) WHERE grantee <> relowner) AS grants,
+       (SELECT jsonb_agg(jsonb_build_object('name', conname, 'table', conrelid::regclass::text,
+                                            'referenced', confrelid::regclass::text) ORDER BY conname)
+          FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f') AS foreign_keys
 """
+_TREE = """
+  LEFT JOIN LATERAL (
+       SELECT sum(leaf.reltuples) FILTER (WHERE isleaf AND leaf.reltuples >= 0) AS rows,
+              sum(pg_total_relation_size(leaf.oid)) FILTER (WHERE isleaf) AS bytes,
+              jsonb_agg(jsonb_build_array(n.nspname, leaf.relname) ORDER BY level, leaf.oid) AS relations
+         FROM pg_partition_tree(c.oid) JOIN pg_class leaf ON leaf.oid = relid
+         JOIN pg_namespace n ON n.oid = leaf.relnamespace) size ON true
+"""
+
+_CHILDREN = f"""
+SELECT pg_get_expr(relpartbound, c.oid) AS bound, {{pending}} AS pending, {_RELATION}
+  FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid JOIN pg_namespace n ON n.oid = relnamespace {_TREE}
+ WHERE inhparent = %s ORDER BY relname
+"""  # noqa: S608  constants of this file
 
 _FOREIGN_KEYS = """
 SELECT conname::text AS name, conrelid::regclass::text AS table, confrelid::regclass::text AS referenced,
@@ -219,7 +253,17 @@ def read_table(session: Session, schema: str, name: str) -> PartitionedTable | N
 
 def _children(session: Session, oid: int) -> tuple[Partition, ...]:
     pending = "inhdetachpending" if session.raw.server_version >= 140000 else "false"
-    return tuple(Partition(**row) for row in session.rows(_CHILDREN.format(pending=pending), [oid]))
+    return tuple(_partition(row) for row in session.rows(_CHILDREN.format(pending=pending), [oid]))
+
+
+def _partition(row: dict[str, Any]) -> Partition:
+    words = {
+        **row,
+        "relations": tuple((schema, name) for schema, name in row["relations"]),
+        "grants": tuple(Grant(**grant) for grant in row["grants"] or ()),
+        "foreign_keys": tuple(ForeignKey(**key) for key in row["foreign_keys"] or ()),
+    }
+    return Partition(**words)
 
 
 def _foreign_key(row: dict[str, Any]) -> ForeignKey:
@@ -269,7 +313,6 @@ def read_default(
                 "SELECT conname::text AS name FROM pg_constraint WHERE conrelid = %s AND contype = 'c'", [default.oid]
             )
         ),
-        grants=_grants(session, default.oid),
     )
 
 
@@ -287,17 +330,6 @@ def condition(key: Key, column: str, window: Window) -> str:
     if not isinstance(window.hi, float):
         parts.append(f"{column} < {key.sql(window.hi)}")
     return " AND ".join(parts) or "true"
-
-
-def _grants(session: Session, oid: int) -> tuple[Grant, ...]:
-    """What others than the owner may do. Empty where nothing was ever granted."""
-    rows = session.rows(
-        """SELECT CASE grantee WHEN 0 THEN 'public' ELSE quote_ident(pg_get_userbyid(grantee)) END AS grantee,
-                  privilege_type AS privilege, is_grantable AS grantable
-             FROM pg_class, aclexplode(relacl) WHERE pg_class.oid = %s AND grantee <> relowner ORDER BY 1, 2""",
-        [oid],
-    )
-    return tuple(Grant(**row) for row in rows)
 
 
 def read_namesakes(session: Session, table: PartitionedTable, names: list[str]) -> tuple[Namesake, ...]:
@@ -319,3 +351,31 @@ def read_greatest(session: Session, table: PartitionedTable, column: str) -> Pos
     """The greatest value of an integer key, None in an empty table."""
     value = session.value(f"SELECT max({identifier(column)}) FROM {table.sql}")  # noqa: S608  quoted identifiers
     return None if value is None else int(value)
+
+
+_MARKED = f"""
+SELECT description, NOT EXISTS (
+         SELECT FROM pg_class leaf WHERE (leaf.oid = c.oid OR leaf.oid IN (SELECT relid FROM pg_partition_tree(c.oid)))
+            AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = leaf.oid AND tgname = %s AND tgenabled = 'A')
+       ) AS blocked, {_RELATION}
+  FROM pg_description JOIN pg_class c ON c.oid = objoid JOIN pg_namespace n ON n.oid = c.relnamespace {_TREE}
+ WHERE classoid = 'pg_class'::regclass AND objsubid = 0 AND description LIKE %s AND NOT relispartition ORDER BY c.oid
+"""  # noqa: S608  constants of this file
+
+
+def read_detached(session: Session, table: PartitionedTable) -> tuple[Detached, ...]:
+    """Tables that were partitions of the table, by the mark in their comment."""
+    found = []
+    for row in session.rows(_MARKED, [READ_ONLY, MARK + "%"]):
+        mark = json.loads(row.pop("description")[len(MARK) :])
+        blocked = row.pop("blocked")
+        if mark["partition_of"] == table.full_name:
+            partition = _partition({**row, "bound": mark["bound"], "pending": False})
+            found.append(Detached(partition, mark["detached_at"], blocked))
+    return tuple(found)
+
+
+def mark(table: PartitionedTable, partition: Partition, now_us: int) -> str:
+    """The statement that marks a partition as one to be detached."""
+    text = json.dumps({"partition_of": table.full_name, "bound": partition.bound, "detached_at": now_us // 1_000_000})
+    return f"COMMENT ON TABLE {partition.sql} IS {literal(MARK + text)}"

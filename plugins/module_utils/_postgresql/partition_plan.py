@@ -22,16 +22,27 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 
 from .._core.operation import Check
-from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, Lock, Statement
+from .locks import (
+    ACCESS_EXCLUSIVE,
+    ACCESS_SHARE,
+    ROW_EXCLUSIVE,
+    SHARE_ROW_EXCLUSIVE,
+    SHARE_UPDATE_EXCLUSIVE,
+    Lock,
+    Statement,
+)
 from .partition_bounds import DefaultBound, RangeBound, gaps, parse_bound, window_of
 from .partition_catalog import (
     BOUND,
     GUARD,
+    READ_ONLY,
     DefaultRows,
+    Detached,
     Namesake,
     Partition,
     PartitionedTable,
     condition,
+    mark,
 )
 from .partition_keys import MAXVALUE, MINVALUE, Interval, Key, Position, Window, windows
 from .quoting import identifier, literal, qualified
@@ -46,6 +57,7 @@ TYPES = {
     "uuid": "uuid7",
 }
 """The kind of key that a column of this type can only be. Integers have to be told."""
+WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 INTEGERS = ("smallint", "integer", "bigint")
 
 
@@ -64,6 +76,8 @@ class Request:
     partial: str = "refuse"
     default_rows: str = "refuse"
     move_limit: int = 10_000
+    retention: Interval | None = None
+    retention_action: str = "keep"
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,13 @@ class Wanted:
 @dataclass(frozen=True)
 class Transaction:
     """Statements that take effect together. ``long``: one statement alone, which waits and works as long as it takes,
-    because it keeps no client waiting."""
+    because it keeps no client waiting. ``detaches``: the partition that is none any more afterwards."""
 
     name: str
     summary: str
     statements: tuple[Statement, ...]
     long: bool = False
+    detaches: Partition | None = None
     undo: tuple[Statement, ...] = ()
 
 
@@ -92,6 +107,8 @@ class Facts:
     current: int
     default_rows: DefaultRows = field(default_factory=DefaultRows)
     namesakes: tuple[Namesake, ...] = ()
+    detached: tuple[Detached, ...] = ()
+    now_us: int = 0
     may_create: bool = True
     version_num: int = 0
 
@@ -101,6 +118,8 @@ class Plan:
     checks: tuple[Check, ...]
     transactions: tuple[Transaction, ...]
     created: tuple[Wanted, ...] = ()
+    expired: tuple[Partition, ...] = ()
+    detached: tuple[Partition, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------- before anything else
@@ -172,13 +191,16 @@ def ranges(table: PartitionedTable, key: Key) -> dict[Window, Partition]:
 
 def wanted_windows(request: Request, table: PartitionedTable, current: int) -> tuple[list[Wanted], list[Check]]:
     """What is missing, and the checks of that. A window of which a part exists is wanted as the rest of it with
-    ``partial: fill``, and refused without."""
+    ``partial: fill``, and refused without. One that ended before the retention is not wanted."""
     existing = ranges(table, request.key)
+    cutoff = request.key.back(current, request.retention) if request.retention else MINVALUE
     taken = {child.name for child in table.partitions}
     missing: list[Wanted] = []
     overlaps = []
     ahead = 0
     for window in windows(request.key, request.interval, current if request.first is None else request.first):
+        if window.hi <= cutoff:
+            continue
         ahead += window.lo > current
         parts = gaps(existing, window)
         if parts and parts != [window]:
@@ -251,9 +273,9 @@ def _text(key: Key, position: Position) -> str:
 
 
 def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan:
-    table, default = facts.table, facts.table.default
+    default = facts.table.default
     checks = [_check_names_free(facts, missing), _check_schema(facts, bool(missing))]
-    work: list[Transaction] = [_finalize(table, child) for child in table.partitions if child.pending]
+    work = unfinished(facts)
     for constraint in (GUARD, BOUND):
         if default is not None and constraint in facts.default_rows.constraints:
             work.append(_drop_constraint(default, constraint, "left by a run that was killed"))
@@ -281,7 +303,11 @@ def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan
         work.append(_drop_constraint(default, GUARD, "its work is done"))
     if missing:
         work.append(_analyze(facts, missing))
-    return Plan(tuple(checks), tuple(work), tuple(missing))
+    expired = expired_partitions(request, facts)
+    leaving = expired if request.retention_action == "detach" else []
+    for child in leaving:
+        work += detach(facts, child)
+    return Plan(tuple(checks), tuple(work), tuple(missing), tuple(expired), tuple(leaving))
 
 
 def _check_names_free(facts: Facts, missing: Sequence[Wanted]) -> Check:
@@ -386,20 +412,6 @@ def _statement(sql: str, *locks: Lock, brief: bool = True) -> Statement:
 
 def _exclusive(partition: Partition, scanned: int = 0) -> Lock:
     return Lock(partition.full_name, ACCESS_EXCLUSIVE, scanned)
-
-
-def _finalize(table: PartitionedTable, child: Partition) -> Transaction:
-    return Transaction(
-        f"finalize {child.name}",
-        f"end the detaching of {child.full_name} that was begun; until then no other partition can be detached",
-        (
-            _statement(
-                f"ALTER TABLE {table.sql} DETACH PARTITION {child.sql} FINALIZE",
-                Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE),
-                _exclusive(child),
-            ),
-        ),
-    )
 
 
 def _drop_constraint(partition: Partition, name: str, why: str) -> Transaction:
@@ -557,7 +569,7 @@ def _promote(request: Request, facts: Facts, default: Partition, item: Wanted) -
             f"GRANT {grant.privilege} ON {qualified(default.schema, new)} TO {grant.grantee}"
             + (" WITH GRANT OPTION" if grant.grantable else "")
         )
-        for grant in facts.default_rows.grants
+        for grant in default.grants
     )
     window = f"FROM ({request.key.sql(item.window.lo)}) TO ({request.key.sql(item.window.hi)})"
     return [
@@ -625,7 +637,9 @@ def _move(request: Request, facts: Facts, default: Partition, item: Wanted) -> l
             (
                 _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", parent),
                 _statement(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE", _exclusive(default)),
-                _statement(move, _exclusive(default, default.bytes)),
+                _statement(
+                    move, _exclusive(default, default.bytes), Lock(f"{table.schema}.{item.name}", ROW_EXCLUSIVE)
+                ),
                 *_attach(request, table, item.name, item.window, parent, _exclusive(default, default.bytes)),
             ),
         ),
@@ -658,3 +672,135 @@ def warnings(table: PartitionedTable, plan: Plan) -> list[str]:
         f"publication {', '.join(table.publications)} publishes partitions under their own names: make {names} on the "
         "subscribers and refresh the subscription before rows come, or set publish_via_partition_root"
     ]
+
+
+# --------------------------------------------------------------------------------------------------------------- detach
+
+
+def expired_partitions(request: Request, facts: Facts) -> list[Partition]:
+    """Those that end, by their real bound, before the retention; oldest first. The default one never does."""
+    if request.retention is None:
+        return []
+    cutoff = request.key.back(facts.current, request.retention)
+    found = ranges(facts.table, request.key)
+    return [child for window, child in sorted(found.items(), key=lambda item: item[0]) if window.hi <= cutoff]
+
+
+def unfinished(facts: Facts) -> list[Transaction]:
+    """What a run that was killed while it detached has left to do. As long as one partition is being detached no other
+    can be."""
+    work = []
+    for child in facts.table.partitions:
+        if child.pending:
+            summary = f"end the detaching of {child.full_name} that was begun"
+            end = finalize(facts.table, child)
+            work.append(Transaction(f"finalize {child.name}", summary, end, detaches=child))
+            work += _released(facts.table, child)
+    for one in facts.detached:
+        if not one.blocked or one.table.foreign_keys:
+            work += _released(facts.table, one.table)
+    return work
+
+
+def check_detach(table: PartitionedTable, key: Key, current: int, name: str) -> Check:
+    """Whether the partition of that name may be detached."""
+    child = named(table, name)
+    window = {partition: window for window, partition in ranges(table, key).items()}.get(child) if child else None
+    bad = ""
+    if child is None:
+        bad = f"{name} is no partition of {table.full_name}"
+    elif window is None:
+        bad = f"{child.full_name} is the default partition"
+    elif current in window:
+        bad = f"{child.full_name} {child.bound} is the current partition"
+    return Check(
+        "partition",
+        "failed" if bad else "ok",
+        bad or f"{name} is a partition of {table.full_name}",
+        "a partition that clients do not write into now",
+        "name another one",
+    )
+
+
+def named(table: PartitionedTable, name: str) -> Partition | None:
+    return next((child for child in table.partitions if name in (child.name, child.full_name)), None)
+
+
+def detach(facts: Facts, child: Partition) -> list[Transaction]:
+    """Without anybody waiting where the server can (14, and no default partition), else under ACCESS EXCLUSIVE for
+    milliseconds. Then nobody can write into the table any more, and it holds no table that it refers to."""
+    table = facts.table
+    parent, one = Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE), Lock(child.full_name, SHARE_UPDATE_EXCLUSIVE)
+    marked = Transaction(
+        f"mark {child.name}",
+        f"note on {child.full_name} what it was",
+        (_statement(mark(table, child, facts.now_us), one),),
+    )
+    sql = f"ALTER TABLE {table.sql} DETACH PARTITION {child.sql}"
+    summary = f"detach {child.full_name}, {child.bound}"
+    if facts.version_num >= 140000 and table.default is None:
+        statement = _statement(f"{sql} CONCURRENTLY", parent, _exclusive(child), brief=False)
+        detached = Transaction(f"detach {child.name}", summary, (statement,), long=True, detaches=child)
+    else:
+        exclusive = Lock(table.full_name, ACCESS_EXCLUSIVE)
+        default = (_exclusive(table.default),) if table.default is not None else ()
+        referenced = tuple(Lock(key.referenced, SHARE_ROW_EXCLUSIVE) for key in table.foreign_keys)
+        lock = _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", exclusive)
+        detached = Transaction(
+            f"detach {child.name}",
+            summary,
+            (lock, _statement(sql, one if facts.version_num < 140000 else _exclusive(child), *default, *referenced)),
+            detaches=child,
+        )
+    return [marked, detached, *_released(table, child)]
+
+
+def finalize(table: PartitionedTable, child: Partition) -> tuple[Statement, ...]:
+    return (
+        _statement(
+            f"ALTER TABLE {table.sql} DETACH PARTITION {child.sql} FINALIZE",
+            Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE),
+            _exclusive(child),
+        ),
+    )
+
+
+def _released(table: PartitionedTable, one: Partition) -> list[Transaction]:
+    """A foreign key of a detached table would still keep rows from being deleted elsewhere, or delete its own."""
+    dropped = [
+        Transaction(
+            f"drop {key.name}",
+            f"{one.full_name} no longer refers to {key.referenced}",
+            (
+                _statement(
+                    f"ALTER TABLE {one.sql} DROP CONSTRAINT IF EXISTS {identifier(key.name)}",
+                    Lock(one.full_name, ACCESS_EXCLUSIVE),
+                    Lock(key.referenced, ACCESS_EXCLUSIVE),
+                ),
+            ),
+        )
+        for key in one.foreign_keys
+    ]
+    function = qualified(one.schema, READ_ONLY)
+    body = literal("BEGIN RAISE 'table % was detached and is kept as it is', TG_RELID::regclass; END")
+    statements = [
+        _statement(f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS {body}"),
+        _statement(f"ALTER FUNCTION {function}() OWNER TO {identifier(table.owner)}"),
+    ]
+    for schema, name in one.relations:
+        target, lock = qualified(schema, name), Lock(f"{schema}.{name}", SHARE_ROW_EXCLUSIVE)
+        statements += [
+            _statement(
+                f"CREATE TRIGGER {READ_ONLY} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {target}"
+                f" FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
+                lock,
+            ),
+            _statement(f"ALTER TABLE {target} ENABLE ALWAYS TRIGGER {READ_ONLY}", lock),
+        ]
+    statements += [
+        _statement(f"REVOKE {grant.privilege} ON {one.sql} FROM {grant.grantee}")
+        for grant in one.grants
+        if grant.privilege in WRITES
+    ]
+    block = Transaction(f"block {one.name}", f"nobody can write into {one.full_name} any more", tuple(statements))
+    return [*dropped, block]

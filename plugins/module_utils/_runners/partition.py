@@ -8,16 +8,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .._core.clock import Clock, Deadline
+from .._core.clock import Clock, Deadline, wait_until
 from .._core.errors import DbopsError
 from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
 from .._postgresql import partition_plan as planner
 from .._postgresql.ddl import blockers, brief
+from .._postgresql.locks import ACCESS_EXCLUSIVE, Lock
 from .._postgresql.partition_catalog import (
     DefaultRows,
+    Partition,
     PartitionedTable,
     read_clock,
     read_default,
+    read_detached,
     read_greatest,
     read_namesakes,
     read_table,
@@ -27,7 +30,9 @@ from .._postgresql.partition_plan import Facts, Plan, Request, Transaction, Want
 from .table_work import TableWork
 
 CLOCK_DIFFERENCE = 300.0  # seconds
+OLD_TRANSACTION = 10  # seconds
 LONG = 30 * 24 * 3600.0  # seconds; what has no limit of its own
+FOREIGN_KEY_VIOLATION = "23503"
 _MAY_CREATE = "SELECT has_schema_privilege(%s, 'CREATE')"
 _TEMPLATES = {"hour": "{table}_p{start:%Y%m%d_%H%M}", "step": "{table}_p{start}"}
 
@@ -35,7 +40,7 @@ _TEMPLATES = {"hour": "{table}_p{start:%Y%m%d_%H%M}", "step": "{table}_p{start}"
 def partition(options: dict[str, Any], *, clock: Clock, check_mode: bool) -> dict[str, Any]:
     """``options`` is the argument dictionary of pg_partition; its RETURN documents the result."""
     with TableWork(options, clock=clock, verb="pg_partition") as work:
-        return _Present(work, options).run(check_mode=check_mode)
+        return _Windows(work, options).run(check_mode=check_mode)
 
 
 def read_partitioned(work: TableWork, schema: str, name: str) -> PartitionedTable:
@@ -49,8 +54,9 @@ def read_partitioned(work: TableWork, schema: str, name: str) -> PartitionedTabl
     return table
 
 
-class _Present:
-    """Desired state: every window from the first one wanted up to ``premake`` ahead of now is a partition."""
+class _Windows:
+    """Desired state: every window from the first one wanted up to ``premake`` ahead of now is a partition, and none is
+    that ended before the retention. Or, with state detached, one partition is none any more."""
 
     def __init__(self, work: TableWork, options: dict[str, Any]) -> None:
         self.work = work
@@ -108,6 +114,8 @@ class _Present:
             partial=options["partial_windows"],
             default_rows=options["default_rows"],
             move_limit=options["move_limit"],
+            retention=parse_interval(options["retention"]) if options["retention"] else None,
+            retention_action=options["retention_action"],
         )
 
     def _current(self, request: Request, table: PartitionedTable) -> int:
@@ -117,6 +125,8 @@ class _Present:
 
     def _plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
         refuse_unless_good([self._check_clock()])
+        if self.options["state"] == "detached":
+            return self._detach_plan(request, table)
         current = self._current(request, table)
         try:
             missing, checks = planner.wanted_windows(request, table, current)
@@ -131,11 +141,32 @@ class _Present:
             current=current,
             default_rows=self._default_rows(request, table, missing),
             namesakes=read_namesakes(self.session, table, planner.names_to_look_up(table, missing)),
+            detached=read_detached(self.session, table),
+            now_us=read_clock(self.session),
             may_create=bool(self.session.value(_MAY_CREATE, [table.schema])),
             version_num=self.work.version_num,
         )
         plan = planner.make_plan(request, facts, missing)
         return plan, [*checks, *plan.checks]
+
+    def _detach_plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
+        """Nothing to do where a table of that name is detached already."""
+        name = self.options["partition"]
+        facts = Facts(
+            table=table,
+            current=self._current(request, table),
+            detached=read_detached(self.session, table),
+            now_us=read_clock(self.session),
+            version_num=self.work.version_num,
+        )
+        left = planner.unfinished(facts)
+        child = planner.named(table, name)
+        if child is None and any(name in (one.table.name, one.table.full_name) for one in facts.detached):
+            return Plan((), tuple(left)), []
+        check = planner.check_detach(table, request.key, facts.current, name)
+        if child is None or check.status != "ok" or child.pending:
+            return Plan((), tuple(left)), [check]
+        return Plan((), (*left, *planner.detach(facts, child)), detached=(child,)), [check]
 
     def _check_clock(self) -> Check:
         """What is made and what is given up is counted from the server's time: a wrong one must not pass for now."""
@@ -169,11 +200,52 @@ class _Present:
             brief(self.session, transaction.undo, patience=self.work.patience)
 
     def _apply(self, transaction: Transaction) -> None:
+        if transaction.detaches is not None:
+            self._detach(transaction, transaction.detaches)
+        else:
+            self._execute(transaction)
+
+    def _execute(self, transaction: Transaction) -> None:
         if transaction.long:
             (statement,) = transaction.statements
             self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
         else:
             brief(self.session, transaction.statements, patience=self.work.patience)
+
+    def _detach(self, transaction: Transaction, child: Partition) -> None:
+        """CONCURRENTLY, its first half takes effect at once: from then on nobody sees the rows, and no other partition
+        can be detached. So it waits before it begins, and has no limit in the middle. What ends it all the same, a
+        cancel or the statement of a run that was killed and lives on in the server, leaves a rest or nothing to do."""
+        if transaction.long:
+            self._await_old_transactions()
+        try:
+            self._execute(transaction)
+        except DbopsError as error:
+            if error.details.get("sqlstate") == FOREIGN_KEY_VIOLATION:
+                # Before 18 the server names a constraint of its own making.
+                keys = ", ".join(f"{key.name} of {key.table}" for key in self._table().referencing)
+                raise DbopsError(
+                    found=f"{error.found} (the table is referred to by {keys})",
+                    expected=f"no row elsewhere refers to a row of {child.full_name}",
+                    remedy="delete those rows first, or drop the foreign key; nothing was detached",
+                ) from error
+            table = self._table()
+            now = next((one for one in table.partitions if one.oid == child.oid), None)
+            if now is not None and not now.pending:
+                raise
+            if now is not None:
+                brief(self.session, planner.finalize(table, now), patience=self.work.patience)
+
+    def _await_old_transactions(self) -> None:
+        table = Lock(f"{self.options['schema']}.{self.options['table']}", ACCESS_EXCLUSIVE)
+        wait_until(
+            lambda: [str(one) for one in blockers(self.session, [table]) if one.transaction_s >= OLD_TRANSACTION],
+            lambda old: not old,
+            deadline=Deadline.after(self.work.clock, self.work.patience.seconds),
+            interval=0.5,
+            what=f"no transaction older than {OLD_TRANSACTION} s that has used {table.relation}",
+            remedy="end those transactions or wait for them, then run this again; nothing was detached",
+        )
 
     def _verify(self, request: Request) -> None:
         plan, _checks = self._plan(request, self._table())
@@ -197,10 +269,14 @@ class _Present:
             for item in plan.created
         ]
         names = {child.full_name: child.bound for child in before.partitions}
-        after = {**names, **{item["name"]: f"FROM {item['from']} TO {item['to']}" for item in created}}
+        gone = {child.full_name for child in plan.detached}
+        kept = {name: bound for name, bound in names.items() if name not in gone}
+        after = {**kept, **{item["name"]: f"FROM {item['from']} TO {item['to']}" for item in created}}
         return {
             "changed": bool(plan.transactions),
             "created": created,
+            "expired": [child.full_name for child in plan.expired],
+            "detached": [child.full_name for child in plan.detached],
             "checks": [check.as_dict() for check in checks],
             "statements": [statement.sql for step in plan.transactions for statement in step.statements],
             "warnings": planner.warnings(before, plan),

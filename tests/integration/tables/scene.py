@@ -59,7 +59,7 @@ class Partitions:
 
 
 CATALOG = """
-SELECT c.oid, relname, relkind, pg_get_expr(relpartbound, c.oid), array_agg(conname::text ORDER BY conname)
+SELECT c.oid, relname, relkind, relpartbound::text, array_agg(conname::text ORDER BY conname)
   FROM pg_class c LEFT JOIN pg_constraint ON conrelid = c.oid
- WHERE relnamespace = 'public'::regnamespace GROUP BY c.oid ORDER BY c.oid
+ WHERE relnamespace = 'public'::regnamespace GROUP BY c.oid, relname, relkind, relpartbound ORDER BY c.oid
 """
