@@ -35,41 +35,12 @@ options:
     description: The column that the table is partitioned by.
     type: str
     required: true
-  key_type:
-    description:
-      - How the key stands for time. Not needed for C(timestamptz), C(timestamp), C(date), and C(uuid) (C(uuid7)).
-      - An integer is C(integer) (a number, O(interval) then being so many of them), C(epoch) or C(snowflake).
-    type: str
-    choices: [timestamptz, timestamp, date, uuid7, integer, epoch, snowflake]
-  epoch_unit:
-    description: What an O(key_type=epoch) counts since 1970.
-    type: str
-    choices: [s, ms, us, ns]
-    default: s
-  snowflake_epoch_ms:
-    description: Milliseconds since 1970 at which an O(key_type=snowflake) begins to count.
-    type: int
-    default: 1288834974657
-  snowflake_shift:
-    description: Number of bits below the milliseconds of an O(key_type=snowflake).
-    type: int
-    default: 22
   interval:
     description:
       - Width of a window, as C(hour), C(day), C(week), C(month), C(quarter), C(year), or several such as C(6 hours).
       - For an integer key a number. Hours must divide the day.
     type: str
     required: true
-  time_zone:
-    description:
-      - Where days begin. The windows of a day on which clocks are changed are longer or shorter, and leave no gap.
-      - For a C(timestamp) or C(date) it says what now is.
-    type: str
-    default: UTC
-  premake:
-    description: How many windows after the current one have to exist.
-    type: int
-    default: 4
   start:
     description:
       - Date, or date and time, in O(time_zone), of an integer key a number, in the first window that has to exist.
@@ -136,6 +107,7 @@ attributes:
 extends_documentation_fragment:
   - stateful.dbops.attributes
   - stateful.dbops.login
+  - stateful.dbops.partition_key
   - stateful.dbops.table
 seealso:
   - name: PostgreSQL manual, table partitioning
@@ -197,7 +169,7 @@ timeline:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._core.arguments import table_options
+from ..module_utils._core.arguments import partition_key_options, table_options
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
@@ -205,20 +177,14 @@ from ..module_utils._runners.partition import partition
 
 
 def main() -> None:
-    kinds = ["timestamptz", "timestamp", "date", "uuid7", "integer", "epoch", "snowflake"]
     module = AnsibleModule(
         argument_spec={
             **table_options(),
+            **partition_key_options(),
             "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
             "partition": {"type": "str"},
             "key": {"type": "str", "required": True, "no_log": False},
-            "key_type": {"type": "str", "choices": kinds, "no_log": False},
-            "epoch_unit": {"type": "str", "choices": ["s", "ms", "us", "ns"], "default": "s"},
-            "snowflake_epoch_ms": {"type": "int", "default": 1288834974657},
-            "snowflake_shift": {"type": "int", "default": 22},
             "interval": {"type": "str", "required": True},
-            "time_zone": {"type": "str", "default": "UTC"},
-            "premake": {"type": "int", "default": 4},
             "start": {"type": "str"},
             "name_template": {"type": "str"},
             "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},

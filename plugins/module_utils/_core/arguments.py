@@ -81,3 +81,16 @@ def table_options() -> dict[str, Any]:
         "lock_wait_timeout": {"type": "int", "default": 120},
         "state_dir": {"type": "path", "default": "/var/lib/dbops"},
     }
+
+
+def partition_key_options() -> dict[str, Any]:
+    """How the key of a partitioned table stands for time, and which windows that gives."""
+    kinds = ["timestamptz", "timestamp", "date", "uuid7", "integer", "epoch", "snowflake"]
+    return {
+        "key_type": {"type": "str", "choices": kinds, "no_log": False},
+        "epoch_unit": {"type": "str", "choices": ["s", "ms", "us", "ns"], "default": "s"},
+        "snowflake_epoch_ms": {"type": "int", "default": 1288834974657},
+        "snowflake_shift": {"type": "int", "default": 22},
+        "time_zone": {"type": "str", "default": "UTC"},
+        "premake": {"type": "int", "default": 4},
+    }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .client import Session
-from .partition_keys import Key, Position, Window
+from .partition_keys import Key, Window
 from .quoting import identifier, literal, qualified
 
 BOUND = "dbops_bound"
@@ -347,7 +347,17 @@ def read_clock(session: Session) -> int:
     return int(session.value("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"))
 
 
-def read_greatest(session: Session, table: PartitionedTable, column: str) -> Position | None:
+def read_leftovers(session: Session, table: PartitionedTable) -> tuple[str, ...]:
+    """Tables in the table's schema that were made to become a partition and are none, as schema.name."""
+    rows = session.rows(
+        """SELECT conrelid::regclass::text AS name FROM pg_constraint JOIN pg_class c ON c.oid = conrelid
+            WHERE conname = %s AND relnamespace = %s::regnamespace AND NOT relispartition ORDER BY 1""",
+        [BOUND, identifier(table.schema)],
+    )
+    return tuple(row["name"] for row in rows)
+
+
+def read_greatest(session: Session, table: PartitionedTable, column: str) -> int | None:
     """The greatest value of an integer key, None in an empty table."""
     value = session.value(f"SELECT max({identifier(column)}) FROM {table.sql}")  # noqa: S608  quoted identifiers
     return None if value is None else int(value)

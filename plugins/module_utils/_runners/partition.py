@@ -26,7 +26,8 @@ from .._postgresql.partition_catalog import (
     read_table,
 )
 from .._postgresql.partition_keys import Key, parse_interval, zone
-from .._postgresql.partition_plan import Facts, Plan, Request, Transaction, Wanted
+from .._postgresql.partition_plan import Plan
+from .._postgresql.partition_steps import Facts, Request, Transaction, Wanted, detach, finalize
 from .table_work import TableWork
 
 CLOCK_DIFFERENCE = 300.0  # seconds
@@ -54,6 +55,39 @@ def read_partitioned(work: TableWork, schema: str, name: str) -> PartitionedTabl
     return table
 
 
+def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
+    """What the options ask for. Raises DbopsError for an interval that does not fit the key."""
+    interval = parse_interval(options["interval"])
+    key = Key(
+        planner.key_kind(table, options["key_type"]),
+        zone(options["time_zone"]),
+        options["epoch_unit"],
+        options["snowflake_epoch_ms"],
+        options["snowflake_shift"],
+    )
+    refuse_unless_good([planner.check_interval(key, interval)])
+    return Request(
+        column=options["key"],
+        key=key,
+        interval=interval,
+        premake=options["premake"],
+        template=options["name_template"] or _TEMPLATES.get(interval.unit, "{table}_p{start:%Y%m%d}"),
+        first=key.start(options["start"]) if options["start"] else None,
+        partial=options["partial_windows"],
+        default_rows=options["default_rows"],
+        move_limit=options["move_limit"],
+        retention=parse_interval(options["retention"]) if options["retention"] else None,
+        retention_action=options["retention_action"],
+    )
+
+
+def current_position(work: TableWork, request: Request, table: PartitionedTable) -> int:
+    """Of now, by the server's clock; of an integer key the greatest value."""
+    if request.key.is_time:
+        return request.key.at(read_clock(work.session))
+    return read_greatest(work.session, table, request.column) or 0
+
+
 class _Windows:
     """Desired state: every window from the first one wanted up to ``premake`` ahead of now is a partition, and none is
     that ended before the retention. Or, with state detached, one partition is none any more."""
@@ -66,7 +100,7 @@ class _Windows:
     def run(self, *, check_mode: bool) -> dict[str, Any]:
         before = self._table()
         refuse_unless_good(planner.check_table(before, self.options["key"], self.options["key_type"]))
-        request = self._request(before)
+        request = request_of(self.options, before)
         plan, checks = self._plan(request, before)
         result = self._result(before, request, plan, checks)
         if check_mode:
@@ -93,41 +127,11 @@ class _Windows:
     def _table(self) -> PartitionedTable:
         return read_partitioned(self.work, self.options["schema"], self.options["table"])
 
-    def _request(self, table: PartitionedTable) -> Request:
-        options = self.options
-        interval = parse_interval(options["interval"])
-        key = Key(
-            planner.key_kind(table, options["key_type"]),
-            zone(options["time_zone"]),
-            options["epoch_unit"],
-            options["snowflake_epoch_ms"],
-            options["snowflake_shift"],
-        )
-        refuse_unless_good([planner.check_interval(key, interval)])
-        return Request(
-            column=options["key"],
-            key=key,
-            interval=interval,
-            premake=options["premake"],
-            template=options["name_template"] or _TEMPLATES.get(interval.unit, "{table}_p{start:%Y%m%d}"),
-            first=key.start(options["start"]) if options["start"] else None,
-            partial=options["partial_windows"],
-            default_rows=options["default_rows"],
-            move_limit=options["move_limit"],
-            retention=parse_interval(options["retention"]) if options["retention"] else None,
-            retention_action=options["retention_action"],
-        )
-
-    def _current(self, request: Request, table: PartitionedTable) -> int:
-        if request.key.is_time:
-            return request.key.at(read_clock(self.session))
-        return int(read_greatest(self.session, table, request.column) or 0)
-
     def _plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
         refuse_unless_good([self._check_clock()])
         if self.options["state"] == "detached":
             return self._detach_plan(request, table)
-        current = self._current(request, table)
+        current = current_position(self.work, request, table)
         try:
             missing, checks = planner.wanted_windows(request, table, current)
         except ValueError as error:
@@ -154,7 +158,7 @@ class _Windows:
         name = self.options["partition"]
         facts = Facts(
             table=table,
-            current=self._current(request, table),
+            current=current_position(self.work, request, table),
             detached=read_detached(self.session, table),
             now_us=read_clock(self.session),
             version_num=self.work.version_num,
@@ -166,7 +170,7 @@ class _Windows:
         check = planner.check_detach(table, request.key, facts.current, name)
         if child is None or check.status != "ok" or child.pending:
             return Plan((), tuple(left)), [check]
-        return Plan((), (*left, *planner.detach(facts, child)), detached=(child,)), [check]
+        return Plan((), (*left, *detach(facts, child)), detached=(child,)), [check]
 
     def _check_clock(self) -> Check:
         """What is made and what is given up is counted from the server's time: a wrong one must not pass for now."""
@@ -234,7 +238,7 @@ class _Windows:
             if now is not None and not now.pending:
                 raise
             if now is not None:
-                brief(self.session, planner.finalize(table, now), patience=self.work.patience)
+                brief(self.session, finalize(table, now), patience=self.work.patience)
 
     def _await_old_transactions(self) -> None:
         table = Lock(f"{self.options['schema']}.{self.options['table']}", ACCESS_EXCLUSIVE)

@@ -1,0 +1,426 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The transactions that change what a partitioned table consists of: text, with the locks that each statement takes.
+
+Why it is done in these steps, on 13 to 18:
+
+* CREATE TABLE … PARTITION OF takes ACCESS EXCLUSIVE of the parent. A table made LIKE the parent and attached takes
+  SHARE UPDATE EXCLUSIVE of it, which neither readers nor writers wait for.
+* ATTACH reads the whole new partition, unless a CHECK constraint (``dbops_bound``) proves that its rows belong there,
+  and the whole default partition under ACCESS EXCLUSIVE, unless one (``dbops_guard``) proves that it has none of them.
+* A transaction that moves rows and attaches must lock the parent ACCESS EXCLUSIVE first. A query that waited for less
+  has made its list of partitions already, and would see none of the moved rows; an insert would fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .locks import (
+    ACCESS_EXCLUSIVE,
+    ACCESS_SHARE,
+    ROW_EXCLUSIVE,
+    SHARE_ROW_EXCLUSIVE,
+    SHARE_UPDATE_EXCLUSIVE,
+    Lock,
+    Statement,
+)
+from .partition_catalog import (
+    BOUND,
+    GUARD,
+    READ_ONLY,
+    DefaultRows,
+    Detached,
+    Namesake,
+    Partition,
+    PartitionedTable,
+    condition,
+    mark,
+)
+from .partition_keys import MAXVALUE, MINVALUE, Interval, Key, Position, Window
+from .quoting import identifier, literal, qualified
+
+NAME_BYTES = 63
+_WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+
+
+@dataclass(frozen=True)
+class Request:
+    """``first``: a position in the first window wanted, None for the current one. ``partial``: refuse or fill, where an
+    existing partition covers a part of a window. ``default_rows``: refuse, promote or move, where the default partition
+    holds rows of one. ``move_limit``: rows."""
+
+    column: str
+    key: Key
+    interval: Interval
+    premake: int
+    template: str
+    first: int | None = None
+    partial: str = "refuse"
+    default_rows: str = "refuse"
+    move_limit: int = 10_000
+    retention: Interval | None = None
+    retention_action: str = "keep"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    window: Window
+    name: str
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """Statements that take effect together. ``long``: one statement alone, which waits and works as long as it takes,
+    because it keeps no client waiting. ``detaches``: the partition that is none any more afterwards."""
+
+    name: str
+    summary: str
+    statements: tuple[Statement, ...]
+    long: bool = False
+    detaches: Partition | None = None
+    undo: tuple[Statement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """``current``: the position of now, or of the greatest value of an integer key."""
+
+    table: PartitionedTable
+    current: int
+    default_rows: DefaultRows = field(default_factory=DefaultRows)
+    namesakes: tuple[Namesake, ...] = ()
+    detached: tuple[Detached, ...] = ()
+    now_us: int = 0
+    may_create: bool = True
+    version_num: int = 0
+
+
+def shown(key: Key, window: Window) -> str:
+    return f"window {_text(key, window.lo)} to {_text(key, window.hi)}"
+
+
+def _text(key: Key, position: Position) -> str:
+    return key.sql(position) if isinstance(position, float) else key.text(position)
+
+
+def _statement(sql: str, *locks: Lock, brief: bool = True) -> Statement:
+    return Statement(sql, locks, brief)
+
+
+def _exclusive(partition: Partition, scanned: int = 0) -> Lock:
+    return Lock(partition.full_name, ACCESS_EXCLUSIVE, scanned)
+
+
+def drop_constraint(partition: Partition, name: str, why: str) -> Transaction:
+    sql = f"ALTER TABLE {partition.sql} DROP CONSTRAINT IF EXISTS {name}"
+    return Transaction(
+        f"drop {name}", f"{why}: {name} of {partition.full_name}", (_statement(sql, _exclusive(partition)),)
+    )
+
+
+def _new_table(facts: Facts, name: str, check: str) -> tuple[Statement, ...]:
+    """A table made to become a partition. Identity is left out: a child with one of its own cannot be attached (17)."""
+    table = facts.table
+    target = qualified(table.schema, name)
+    constraint = f", CONSTRAINT {BOUND} CHECK ({check})" if check else ""
+    like = f"CREATE TABLE {target} (LIKE {table.sql} INCLUDING ALL EXCLUDING IDENTITY{constraint})"
+    statements = [_statement(like, Lock(table.full_name, ACCESS_SHARE))]
+    if table.user != table.owner:
+        statements.append(_statement(f"ALTER TABLE {target} OWNER TO {identifier(table.owner)}"))
+    identity = {"f": "FULL", "n": "NOTHING"}.get(table.replica_identity)
+    if identity:
+        statements.append(_statement(f"ALTER TABLE {target} REPLICA IDENTITY {identity}"))
+    return tuple(statements)
+
+
+def _attach(request: Request, table: PartitionedTable, name: str, window: Window, *more: Lock) -> tuple[Statement, ...]:
+    """The constraint that proved the bound has done its work; the table is locked anyhow, and nobody sees it yet."""
+    target = qualified(table.schema, name)
+    bounds = f"FROM ({request.key.sql(window.lo)}) TO ({request.key.sql(window.hi)})"
+    child = Lock(f"{table.schema}.{name}", ACCESS_EXCLUSIVE)
+    return (
+        _statement(
+            f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {bounds}",
+            Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE),
+            child,
+            *more,
+            *(Lock(key.referenced, SHARE_ROW_EXCLUSIVE) for key in table.foreign_keys),
+        ),
+        _statement(f"ALTER TABLE {target} DROP CONSTRAINT {BOUND}", child),
+    )
+
+
+def _belongs(request: Request, window: Window) -> str:
+    """Without IS NOT NULL the server does not take a CHECK on a column that may be NULL as a proof."""
+    column = identifier(request.column)
+    return f"{column} IS NOT NULL AND {condition(request.key, column, window)}"
+
+
+def create(request: Request, facts: Facts, item: Wanted, default: Partition | None) -> list[Transaction]:
+    scanned = () if default is None else (_exclusive(default, default.bytes),)
+    return [
+        _make(request, facts, item),
+        Transaction(
+            f"attach {item.name}",
+            f"attach {facts.table.schema}.{item.name} for the {shown(request.key, item.window)}",
+            _attach(request, facts.table, item.name, item.window, *scanned),
+        ),
+    ]
+
+
+def _make(request: Request, facts: Facts, item: Wanted) -> Transaction:
+    target = qualified(facts.table.schema, item.name)
+    return Transaction(
+        f"create {item.name}",
+        f"make {facts.table.schema}.{item.name}, beside the table",
+        (*_discard(facts, item.name), *_new_table(facts, item.name, _belongs(request, item.window))),
+        undo=(_unattached_drop(target),),
+    )
+
+
+def _discard(facts: Facts, name: str) -> tuple[Statement, ...]:
+    """The empty table that a killed run left: what the parent looks like may have changed since."""
+    if not any(one.leftover and one.name == name for one in facts.namesakes):
+        return ()
+    lock = Lock(f"{facts.table.schema}.{name}", ACCESS_EXCLUSIVE)
+    return (_statement(f"DROP TABLE {qualified(facts.table.schema, name)}", lock),)
+
+
+def discard_successor(facts: Facts, default: Partition) -> list[Transaction]:
+    name = successor(default.name)
+    drop = _discard(facts, name)
+    return [Transaction(f"drop {name}", "an empty table that a killed run left", drop)] if drop else []
+
+
+def _unattached_drop(target: str) -> Statement:
+    """Drops a table unless it is a partition by now."""
+    name = literal(target)
+    return _statement(
+        "DO $dbops$ BEGIN IF EXISTS (SELECT FROM pg_class"
+        f" WHERE oid = to_regclass({name}) AND NOT relispartition) THEN DROP TABLE {target}; END IF; END $dbops$"
+    )
+
+
+def analyze(facts: Facts, created: Sequence[Wanted]) -> Transaction:
+    """Without statistics the planner takes an empty table for ten pages, and autovacuum never analyzes the parent.
+    Before 18 analyzing the parent analyzes every partition."""
+    table = facts.table
+    names = [f"{table.schema}.{item.name}" for item in created]
+    if facts.version_num >= 180000:
+        targets = [f"ONLY {table.sql}", *(qualified(table.schema, item.name) for item in created)]
+    else:
+        targets = [table.sql]
+        names += [child.full_name for child in table.partitions]
+    locks = (Lock(name, SHARE_UPDATE_EXCLUSIVE) for name in (table.full_name, *names))
+    return Transaction(
+        f"analyze {table.name}",
+        "statistics of the new partitions and of the whole table",
+        (_statement(f"ANALYZE {', '.join(targets)}", *locks, brief=False),),
+        long=True,
+    )
+
+
+def guard(request: Request, default: Partition, guarded: Sequence[Wanted]) -> list[Transaction]:
+    """One constraint for all windows: what is outside of the whole span is outside of each of them. It refuses rows of
+    the span for as long as it is there, so it is used for the future only."""
+    column = identifier(request.column)
+    low = min(item.window.lo for item in guarded)
+    high = max(item.window.hi for item in guarded)
+    outside = []
+    if low != MINVALUE:
+        outside.append(f"{column} < {request.key.sql(low)}")
+    if high != MAXVALUE:
+        outside.append(f"{column} >= {request.key.sql(high)}")
+    add = f"ALTER TABLE {default.sql} ADD CONSTRAINT {GUARD} CHECK ({' OR '.join(outside)}) NOT VALID"
+    validate = f"ALTER TABLE {default.sql} VALIDATE CONSTRAINT {GUARD}"
+    drop = f"ALTER TABLE {default.sql} DROP CONSTRAINT IF EXISTS {GUARD}"
+    scan = Lock(default.full_name, SHARE_UPDATE_EXCLUSIVE, default.bytes)
+    return [
+        Transaction(
+            "add dbops_guard",
+            f"let {default.full_name} refuse rows of the new windows",
+            (_statement(add, _exclusive(default)),),
+            undo=(_statement(drop, _exclusive(default)),),
+        ),
+        Transaction(
+            "validate dbops_guard",
+            f"prove that {default.full_name} has none",
+            (_statement(validate, scan, brief=False),),
+            long=True,
+        ),
+    ]
+
+
+def promote(request: Request, facts: Facts, default: Partition, item: Wanted) -> list[Transaction]:
+    """The default partition becomes the partition of the window, and a new one its successor. No row moves."""
+    table = facts.table
+    new = successor(default.name)
+    check = _belongs(request, item.window)
+    add = f"ALTER TABLE {default.sql} ADD CONSTRAINT {BOUND} CHECK ({check}) NOT VALID"
+    validate = f"ALTER TABLE {default.sql} VALIDATE CONSTRAINT {BOUND}"
+    drop = f"ALTER TABLE {default.sql} DROP CONSTRAINT IF EXISTS {BOUND}"
+    parent = Lock(table.full_name, ACCESS_EXCLUSIVE)
+    next_one = Lock(f"{default.schema}.{new}", ACCESS_EXCLUSIVE)
+    grants = tuple(
+        _statement(
+            f"GRANT {grant.privilege} ON {qualified(default.schema, new)} TO {grant.grantee}"
+            + (" WITH GRANT OPTION" if grant.grantable else "")
+        )
+        for grant in default.grants
+    )
+    window = f"FROM ({request.key.sql(item.window.lo)}) TO ({request.key.sql(item.window.hi)})"
+    return [
+        Transaction(
+            f"create {new}",
+            "make the next default partition, beside the table",
+            (*_discard(facts, item.name), *_new_table(facts, new, "true"), *grants),
+            undo=(_unattached_drop(qualified(default.schema, new)),),
+        ),
+        Transaction(
+            f"add {BOUND}",
+            f"let {default.full_name} refuse rows outside of the {shown(request.key, item.window)}",
+            (_statement(add, _exclusive(default)),),
+            undo=(_statement(drop, _exclusive(default)),),
+        ),
+        Transaction(
+            f"validate {BOUND}",
+            f"prove that {default.full_name} has none",
+            (_statement(validate, Lock(default.full_name, SHARE_UPDATE_EXCLUSIVE, default.bytes), brief=False),),
+            long=True,
+        ),
+        Transaction(
+            f"promote {default.name}",
+            f"{default.full_name} becomes {item.name}, the new one becomes the default partition",
+            (
+                _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", parent),
+                _statement(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE", _exclusive(default)),
+                _statement(f"ALTER TABLE {table.sql} DETACH PARTITION {default.sql}", parent, _exclusive(default)),
+                _statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {default.sql} FOR VALUES {window}", parent),
+                _statement(f"ALTER TABLE {default.sql} DROP CONSTRAINT {BOUND}", _exclusive(default)),
+                _statement(f"ALTER TABLE {default.sql} RENAME TO {identifier(item.name)}", _exclusive(default)),
+                _statement(
+                    f"ALTER TABLE {qualified(default.schema, new)} RENAME TO {identifier(default.name)}", next_one
+                ),
+                _statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {default.sql} DEFAULT", parent, next_one),
+                _statement(f"ALTER TABLE {default.sql} DROP CONSTRAINT {BOUND}", next_one),
+            ),
+        ),
+    ]
+
+
+def successor(name: str) -> str:
+    """The name of a default partition while it waits for its place."""
+    suffix = "_dbops_next"
+    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+
+
+def move(request: Request, facts: Facts, default: Partition, item: Wanted) -> list[Transaction]:
+    """Clients wait for as long as the rows take, and nobody ever misses one."""
+    table = facts.table
+    target = qualified(table.schema, item.name)
+    column = identifier(request.column)
+    columns = ", ".join(identifier(one.name) for one in table.columns if not one.generated)
+    # Identity columns are plain ones in a partition, so values are inserted as they are.
+    move = (
+        f"WITH moved AS (DELETE FROM {default.sql} WHERE {condition(request.key, column, item.window)}"  # noqa: S608  quoted
+        f" RETURNING {columns}) INSERT INTO {target} ({columns}) SELECT {columns} FROM moved"
+    )
+    parent = Lock(table.full_name, ACCESS_EXCLUSIVE)
+    return [
+        _make(request, facts, item),
+        Transaction(
+            f"move to {item.name}",
+            f"move {facts.default_rows.rows(item.window)} rows from {default.full_name} and attach {target}",
+            (
+                _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", parent),
+                _statement(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE", _exclusive(default)),
+                _statement(
+                    move, _exclusive(default, default.bytes), Lock(f"{table.schema}.{item.name}", ROW_EXCLUSIVE)
+                ),
+                *_attach(request, table, item.name, item.window, parent, _exclusive(default, default.bytes)),
+            ),
+        ),
+    ]
+
+
+def detach(facts: Facts, child: Partition) -> list[Transaction]:
+    """Without anybody waiting where the server can (14, and no default partition), else under ACCESS EXCLUSIVE for
+    milliseconds. Then nobody can write into the table any more, and it holds no table that it refers to."""
+    table = facts.table
+    parent, one = Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE), Lock(child.full_name, SHARE_UPDATE_EXCLUSIVE)
+    marked = Transaction(
+        f"mark {child.name}",
+        f"note on {child.full_name} what it was",
+        (_statement(mark(table, child, facts.now_us), one),),
+    )
+    sql = f"ALTER TABLE {table.sql} DETACH PARTITION {child.sql}"
+    summary = f"detach {child.full_name}, {child.bound}"
+    if facts.version_num >= 140000 and table.default is None:
+        statement = _statement(f"{sql} CONCURRENTLY", parent, _exclusive(child), brief=False)
+        detached = Transaction(f"detach {child.name}", summary, (statement,), long=True, detaches=child)
+    else:
+        exclusive = Lock(table.full_name, ACCESS_EXCLUSIVE)
+        default = (_exclusive(table.default),) if table.default is not None else ()
+        referenced = tuple(Lock(key.referenced, SHARE_ROW_EXCLUSIVE) for key in table.foreign_keys)
+        lock = _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", exclusive)
+        detached = Transaction(
+            f"detach {child.name}",
+            summary,
+            (lock, _statement(sql, one if facts.version_num < 140000 else _exclusive(child), *default, *referenced)),
+            detaches=child,
+        )
+    return [marked, detached, *release(table, child)]
+
+
+def finalize(table: PartitionedTable, child: Partition) -> tuple[Statement, ...]:
+    return (
+        _statement(
+            f"ALTER TABLE {table.sql} DETACH PARTITION {child.sql} FINALIZE",
+            Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE),
+            _exclusive(child),
+        ),
+    )
+
+
+def release(table: PartitionedTable, one: Partition) -> list[Transaction]:
+    """A foreign key of a detached table would still keep rows from being deleted elsewhere, or delete its own."""
+    dropped = [
+        Transaction(
+            f"drop {key.name}",
+            f"{one.full_name} no longer refers to {key.referenced}",
+            (
+                _statement(
+                    f"ALTER TABLE {one.sql} DROP CONSTRAINT IF EXISTS {identifier(key.name)}",
+                    Lock(one.full_name, ACCESS_EXCLUSIVE),
+                    Lock(key.referenced, ACCESS_EXCLUSIVE),
+                ),
+            ),
+        )
+        for key in one.foreign_keys
+    ]
+    function = qualified(one.schema, READ_ONLY)
+    body = literal("BEGIN RAISE 'table % was detached and is kept as it is', TG_RELID::regclass; END")
+    statements = [
+        _statement(f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS {body}"),
+        _statement(f"ALTER FUNCTION {function}() OWNER TO {identifier(table.owner)}"),
+    ]
+    for schema, name in one.relations:
+        target, lock = qualified(schema, name), Lock(f"{schema}.{name}", SHARE_ROW_EXCLUSIVE)
+        statements += [
+            _statement(
+                f"CREATE TRIGGER {READ_ONLY} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {target}"
+                f" FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
+                lock,
+            ),
+            _statement(f"ALTER TABLE {target} ENABLE ALWAYS TRIGGER {READ_ONLY}", lock),
+        ]
+    statements += [
+        _statement(f"REVOKE {grant.privilege} ON {one.sql} FROM {grant.grantee}")
+        for grant in one.grants
+        if grant.privilege in _WRITES
+    ]
+    block = Transaction(f"block {one.name}", f"nobody can write into {one.full_name} any more", tuple(statements))
+    return [*dropped, block]
