@@ -148,9 +148,9 @@ statements:
   sample: ['CREATE INDEX CONCURRENTLY "users_email" ON "public"."users" USING "btree" ((lower(email)))']
 plan:
   description:
-    - The steps. Each has C(name), C(summary), C(brief) (it waits for locks for milliseconds only) and C(statements)
-      with C(sql) and C(locks) - C(relation), C(mode), C(scanned_bytes).
-    - In check mode also C(blocked_by), who holds right now what it would wait for.
+    - The steps with C(name), C(summary), C(statements) and C(locks). C(brief) is true where locks are waited for in
+      milliseconds only. C(locked) has for each relation C(mode) and C(scanned_bytes), what is read while it is held.
+    - In check mode also C(blocked_by), who holds right now what the step would wait for.
   returned: success
   type: list
   elements: dict

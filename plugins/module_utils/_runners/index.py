@@ -127,11 +127,10 @@ class IndexRun:
             raise error.with_details(**self._so_far()) from error
 
     def _step(self, action: Action) -> Step:
-        planned = PlannedStep(action.name, _summary(action), (action.statement.sql,), _locks(action))
         apply = partial(self._brief if action.brief else self._long, action)
         if action.kind in ("build", "reindex"):
-            return Step(planned, apply, partial(self._clean_up, action))
-        return Step(planned, apply)
+            return Step(_planned(action), apply, partial(self._clean_up, action))
+        return Step(_planned(action), apply)
 
     def _brief(self, action: Action) -> None:
         began = self.clock.monotonic()
@@ -250,10 +249,9 @@ class IndexRun:
     def _printed(self, plan: Plan) -> list[dict[str, Any]]:
         return [
             {
-                "name": action.name,
-                "summary": _summary(action),
+                **_planned(action).as_dict(),
                 "brief": action.brief,
-                "statements": [action.statement.as_dict()],
+                "locked": [lock.as_dict() for lock in action.statement.locks],
             }
             for action in plan.actions
         ]
@@ -261,8 +259,9 @@ class IndexRun:
     def _predict(self, tree: Tree, plan: Plan, before: dict[str, str]) -> dict[str, Any]:
         printed = self._printed(plan)
         for action, step in zip(plan.actions, printed):
-            step["blocked_by"] = [found.as_dict() for found in blockers(self.session, action.statement.locks)]
-            self.warnings += [f"{action.name}: {found}" for found in blockers(self.session, action.statement.locks)]
+            found = blockers(self.session, action.statement.locks)
+            step["blocked_by"] = [blocker.as_dict() for blocker in found]
+            self.warnings += [f"{action.name}: {blocker}" for blocker in found]
         for row in self.session.rows(_ORPHANS, [self.application_name]):
             self.warnings.append(
                 f"pid {row['pid']} is still at work for a run that was killed; a run waits for it first"
@@ -301,19 +300,21 @@ class IndexRun:
         }
 
 
-def _summary(action: Action) -> str:
+def _planned(action: Action) -> PlannedStep:
     table = action.table.shown
-    return {
+    summary = {
         "create": f"an index of {table} alone; partitions that come get their part by themselves from now on",
         "build": f"build it on {table} while clients write",
         "reindex": f"build the part of {table} again: it is attached and invalid",
-        "attach": "make it a part of the whole; the last one makes the whole valid",
+        "attach": f"make the part of {table} a part of the whole; the last one makes the whole valid",
         "drop": "drop it" if action.brief else f"drop it from {table} while clients write",
     }[action.kind]
-
-
-def _locks(action: Action) -> str:
-    return ", ".join(f"{lock.mode} of {lock.relation}" for lock in action.statement.locks)
+    locks = ", ".join(
+        f"{lock.mode} of {lock.relation}"
+        + (f" while {lock.scanned_bytes} bytes are read" if lock.scanned_bytes else "")
+        for lock in action.statement.locks
+    )
+    return PlannedStep(action.name, summary, (action.statement.sql,), locks)
 
 
 def _explained(error: DbopsError, action: Action) -> DbopsError:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -441,14 +442,39 @@ def test_what_was_built_and_not_attached_goes_too(tree: Desk) -> None:
 
 
 @on_18
-def test_a_build_of_somebody_else(plain: Desk) -> None:
-    """Its index is invalid, and none of our business."""
+@pytest.mark.parametrize(
+    ("user", "who"),
+    [(users.APPLICATION, r"pid \d+ \(lab\)"), (users.SUPERUSER, "of which pg_read_all_stats would say more")],
+)
+def test_a_build_of_somebody_else(plain: Desk, user: str, who: str) -> None:
+    """Its index is invalid, and none of our business; also where a login may not know what it is that is built."""
     database, build = plain.database, "CREATE INDEX CONCURRENTLY ix ON t (k)"
-    with at_work(partial(database.sql, build), database, "INSERT INTO t VALUES (0, 0, '')"):
-        held_open(database, build)
-        assert state(database) == {"ix": ("t", False, "")}
-        plain.refused(r"public.ix is being built by pid \d+", table="t")
-        plain.refused(r"public.ix is being built by pid \d+", table="t", state="absent")
+    database.sql(f"REVOKE pg_monitor FROM {users.OPERATOR}", user=users.SUPERUSER)
+    try:
+        with at_work(partial(database.sql, build, user=user), database, "INSERT INTO t VALUES (0, 0, '')"):
+            held_open(database, build)
+            assert state(database) == {"ix": ("t", False, "")}
+            plain.refused(f"public.ix is being built by .*{who}", table="t")
+            plain.refused(f"public.ix is being built by .*{who}", table="t", state="absent")
+    finally:
+        database.sql(f"GRANT pg_monitor TO {users.OPERATOR}", user=users.SUPERUSER)
+    assert state(database) == {"ix": ("t", True, "")}
+
+
+@on_18
+def test_a_role_whose_sessions_must_not_idle(plain: Desk) -> None:
+    """The session with the lease is idle while another one builds."""
+    database = plain.database
+    for setting in ("idle_session_timeout", "transaction_timeout", "statement_timeout", "lock_timeout"):
+        database.sql(f"ALTER ROLE {users.OPERATOR} SET {setting} = '500ms'", user=users.SUPERUSER)
+    try:
+        run = partial(run_module, "pg_index", plain.options(table="t"))
+        with at_work(run, database, "INSERT INTO t VALUES (0, 0, '')") as results:
+            held_open(database, "CREATE INDEX CONCURRENTLY")
+            time.sleep(1)
+    finally:
+        database.sql(f"ALTER ROLE {users.OPERATOR} RESET ALL", user=users.SUPERUSER)
+    assert results[0].get("changed") is True, results
     assert state(database) == {"ix": ("t", True, "")}
 
 
@@ -485,8 +511,7 @@ def test_check_mode_says_who_is_in_the_way(tree: Desk) -> None:
         result = tree.run(check=True)
         assert [row["pid"] for row in result["plan"][0]["blocked_by"]] == [pid]
         assert any(f"pid {pid}" in text for text in result["warnings"])
-        build = result["plan"][1]["statements"][0]
-        assert build["locks"] == [
+        assert result["plan"][1]["locked"] == [
             {
                 "relation": "public.p0",
                 "mode": "ShareUpdateExclusiveLock",
@@ -535,20 +560,20 @@ def test_statements_take_the_locks_that_the_plan_says(tree: Desk) -> None:
             if not plan:
                 break
             [statement] = plan[0]["statements"]
-            planned = {lock["relation"]: lock["mode"] for lock in statement["locks"]}
+            planned = {lock["relation"]: lock["mode"] for lock in plan[0]["locked"]}
             existing = {name for name in planned if database.value("SELECT to_regclass(%s) IS NOT NULL", (name,))}
             if plan[0]["brief"]:
                 with closing(database.connect()) as connection, connection.cursor() as cursor:
                     cursor.execute("BEGIN")
-                    cursor.execute(statement["sql"])
+                    cursor.execute(statement)
                     held = strongest_held(database, connection.get_backend_pid())
                     cursor.execute("COMMIT")
-                assert {name: held[name] for name in existing if name in held} == planned, statement["sql"]
-                assert set(held) - set(planned) <= {"public.ix", "public.s_ix"} - existing, statement["sql"]
+                assert {name: held[name] for name in existing if name in held} == planned, statement
+                assert set(held) - set(planned) <= {"public.ix", "public.s_ix"} - existing, statement
             else:
                 holder = f"LOCK TABLE {next(iter(planned))} IN ROW EXCLUSIVE MODE"
-                with at_work(partial(database.sql, statement["sql"]), database, holder):
-                    held = strongest_held(database, held_open(database, statement["sql"]))
-                    assert held == {name: planned[name] for name in held}, statement["sql"]
-                    assert set(held) == set(planned), statement["sql"]
+                with at_work(partial(database.sql, statement), database, holder):
+                    held = strongest_held(database, held_open(database, statement))
+                    assert held == {name: planned[name] for name in held}, statement
+                    assert set(held) == set(planned), statement
     assert state(database) == {}
