@@ -77,6 +77,7 @@ GATES = [
                 "--extra-vars=dbops_cluster=accounts",
             ),
             *("stateful.dbops.promote_replica", "stateful.dbops.promote_replica_rollback"),
+            "stateful.dbops.index_maintenance",
         ],
         cwd=INSTALLED,
         env={"ANSIBLE_COLLECTIONS_PATH": str(INSTALLED)},

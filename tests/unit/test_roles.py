@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.stateful.dbops.plugins.modules.replica_promote import argument_spec
+from ansible_collections.stateful.dbops.plugins.modules import pg_index, replica_promote
 
 CHECKOUT = Path(__file__).parents[2]
 ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir() if path.is_dir())
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
+# What each role is for.
+MODULES = {"index_maintenance": pg_index, "promote_replica": replica_promote}
 # Set for all roles by whoever writes the inventory, so they carry no role's name.
 SHARED = ("dbops_clusters", "dbops_cluster", "dbops_state_dir")
 # Facts for the next node of a workflow, and the pattern that the playbooks take.
@@ -119,7 +121,7 @@ def test_only_its_own_variables_are_used(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_an_option_of_the_role_and_of_its_module_has_one_default(role: str) -> None:
-    module = argument_spec() if role == "promote_replica" else {}
+    module = MODULES[role].argument_spec()
     both = {name: option for name, option in options(role).items() if name.removeprefix(f"{role}_") in module}
     assert both
     for name, option in both.items():

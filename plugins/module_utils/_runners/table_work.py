@@ -28,10 +28,13 @@ _SESSION = """
 SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO, YMD', false),
        set_config('IntervalStyle', 'postgres', false), set_config('search_path', '', false),
        set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
-       set_config('idle_in_transaction_session_timeout', '60s', false)
+       set_config('idle_in_transaction_session_timeout', '60s', false),
+       (SELECT count(set_config(name, '0', false)) FROM pg_settings
+         WHERE name IN ('idle_session_timeout', 'transaction_timeout'))
 """
 # Bounds and expressions are printed by these settings, and a role may have been given others. An empty search_path
-# makes the server print every name with its schema.
+# makes the server print every name with its schema. The last two settings are of 14 and of 17: the session that holds
+# the lease is idle for as long as the others work.
 
 
 class TableWork:
@@ -41,7 +44,7 @@ class TableWork:
         self.options = options
         self.clock = clock
         self.verb = verb
-        self.endpoint = endpoint({"name": options["login_db"], **options})
+        self.endpoint = endpoint({**options, "name": options["login_db"]})  # an option may be called name, too
         self.patience = Patience(last_ms=options["lock_timeout_ms"], seconds=float(options["lock_wait_timeout"]))
         self.runner: Runner | None = None
         self.journal: Journal | None = None
