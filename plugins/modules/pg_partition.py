@@ -155,9 +155,11 @@ statements:
   elements: str
 plan:
   description:
-    - In check mode, each transaction with C(step), C(summary) and C(statements). Each statement has C(sql), C(locks)
-      (C(relation), C(mode), C(scanned_bytes)) and C(blocked_by), who holds a lock right now that it would wait for.
-  returned: in check mode
+    - Each transaction with C(name), C(summary), C(statements) and C(locks), the strongest lock of each relation.
+      C(brief) is true where locks are waited for in milliseconds only.
+    - C(by_statement) has for each statement C(sql), C(locks) (C(relation), C(mode), C(scanned_bytes), what is read
+      while it is held) and, in check mode, C(blocked_by), who holds right now what it would wait for.
+  returned: success
   type: list
   elements: dict
 timeline:
@@ -166,6 +168,8 @@ timeline:
   type: list
   elements: dict
 """
+
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -176,26 +180,28 @@ from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.partition import partition
 
 
+def argument_spec() -> dict[str, Any]:
+    return {
+        **table_options(),
+        **partition_key_options(),
+        "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
+        "partition": {"type": "str"},
+        "key": {"type": "str", "required": True, "no_log": False},
+        "interval": {"type": "str", "required": True},
+        "start": {"type": "str"},
+        "name_template": {"type": "str"},
+        "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
+        "default_rows": {"type": "str", "choices": ["refuse", "promote", "move"], "default": "refuse"},
+        "move_limit": {"type": "int", "default": 10000},
+        "retention": {"type": "str"},
+        "retention_action": {"type": "str", "choices": ["keep", "detach"], "default": "keep"},
+        "reference_time": {"type": "float"},
+    }
+
+
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            **table_options(),
-            **partition_key_options(),
-            "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
-            "partition": {"type": "str"},
-            "key": {"type": "str", "required": True, "no_log": False},
-            "interval": {"type": "str", "required": True},
-            "start": {"type": "str"},
-            "name_template": {"type": "str"},
-            "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
-            "default_rows": {"type": "str", "choices": ["refuse", "promote", "move"], "default": "refuse"},
-            "move_limit": {"type": "int", "default": 10000},
-            "retention": {"type": "str"},
-            "retention_action": {"type": "str", "choices": ["keep", "detach"], "default": "keep"},
-            "reference_time": {"type": "float"},
-        },
-        required_if=[("state", "detached", ["partition"])],
-        supports_check_mode=True,
+        argument_spec=argument_spec(), required_if=[("state", "detached", ["partition"])], supports_check_mode=True
     )
     missing = missing_driver()
     if missing is not None:

@@ -116,5 +116,5 @@ def test_killed_at_a_step_the_second_run_finishes(server: Cluster, tmp_path: Pat
 def test_the_list_of_steps_is_complete(server: Cluster, tmp_path: Path, scene: str) -> None:
     stage = Stage(server, tmp_path, scene)
     plan = stage.partitions.done(check=True, **stage.options)["plan"]
-    assert [step["step"] for step in plan] == [stage.named(step) for step in stage.steps]
+    assert [step["name"] for step in plan] == [stage.named(step) for step in stage.steps]
     stage.database.drop()

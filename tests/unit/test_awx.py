@@ -16,7 +16,7 @@ from tests.lab.users import CHECKOUT
 
 PLAYBOOKS = sorted(path.stem for path in (CHECKOUT / "playbooks").glob("*.yml"))
 # Described once, in the inventory.
-FROM_THE_INVENTORY = {"dbops_clusters", "index_maintenance_indexes"}
+FROM_THE_INVENTORY = {"dbops_clusters", "index_maintenance_indexes", "partition_maintenance_tables"}
 # What AWX lets an answer be for a role's option. It has no boolean: one arrives as the string true or false.
 FITTING = {
     "str": {"text", "multiplechoice"},

@@ -73,9 +73,6 @@ class Statement:
     locks: tuple[Lock, ...] = ()
     brief: bool = True
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"sql": self.sql, "locks": [lock.as_dict() for lock in self.locks]}
-
 
 def strongest(statements: Iterable[Statement]) -> tuple[Lock, ...]:
     """For each relation the strongest lock that the statements take of it, in the order of the first ones."""

@@ -28,7 +28,7 @@ from .._postgresql.partition_catalog import (
 from .._postgresql.partition_keys import Key, parse_interval, zone
 from .._postgresql.partition_plan import Plan
 from .._postgresql.partition_steps import Facts, Request, Transaction, Wanted, detach, finalize
-from .table_work import TableWork
+from .table_work import TableWork, planned
 
 CLOCK_DIFFERENCE = 300.0  # seconds
 OLD_TRANSACTION = 10  # seconds
@@ -103,8 +103,10 @@ class _Windows:
         request = request_of(self.options, before)
         plan, checks = self._plan(request, before)
         result = self._result(before, request, plan, checks)
-        if check_mode:
-            result["plan"] = [self._shown(transaction) for transaction in plan.transactions]
+        result["plan"] = [
+            self.work.printed(_planned(transaction), transaction.statements, look=check_mode)
+            for transaction in plan.transactions
+        ]
         try:
             refuse_unless_good(checks)
         except DbopsError as error:
@@ -120,7 +122,7 @@ class _Windows:
         )
         self.work.run([self._step(transaction) for transaction in plan.transactions])
         self._verify(request)
-        return {**self._result(before, request, plan, checks), "timeline": runner.timeline}
+        return {**result, **self._result(before, request, plan, checks), "timeline": runner.timeline}
 
     # -- facts
 
@@ -194,10 +196,7 @@ class _Windows:
     # -- act
 
     def _step(self, transaction: Transaction) -> Step:
-        planned = PlannedStep(
-            transaction.name, transaction.summary, tuple(statement.sql for statement in transaction.statements)
-        )
-        return Step(planned, partial(self._apply, transaction), partial(self._undo, transaction))
+        return Step(_planned(transaction), partial(self._apply, transaction), partial(self._undo, transaction))
 
     def _undo(self, transaction: Transaction) -> None:
         if transaction.undo:
@@ -287,19 +286,9 @@ class _Windows:
             "diff": {"before": _lines(names), "after": _lines(after)},
         }
 
-    def _shown(self, transaction: Transaction) -> dict[str, Any]:
-        """With who would block each statement right now."""
-        return {
-            "step": transaction.name,
-            "summary": transaction.summary,
-            "statements": [
-                {
-                    **statement.as_dict(),
-                    "blocked_by": [found.as_dict() for found in blockers(self.session, statement.locks)],
-                }
-                for statement in transaction.statements
-            ],
-        }
+
+def _planned(transaction: Transaction) -> PlannedStep:
+    return planned(transaction.name, transaction.summary, transaction.statements)
 
 
 def _lines(partitions: dict[str, str]) -> str:

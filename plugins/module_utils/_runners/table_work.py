@@ -8,6 +8,7 @@ The state of the work is in the catalog of the database, so nothing has to be re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._core.journal import Journal, make_state_directory, params_hash
-from .._core.operation import Runner, Step
+from .._core.operation import PlannedStep, Runner, Step
 from .._postgresql.client import Session, connect
-from .._postgresql.ddl import Patience
+from .._postgresql.ddl import Patience, blockers
 from .._postgresql.lease import HOLDERS, TAKE, lease_key
+from .._postgresql.locks import Statement, strongest
 from .members import endpoint
 
 LOGIN_SECONDS = 10.0
@@ -35,6 +37,16 @@ SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO, YMD',
 # Bounds and expressions are printed by these settings, and a role may have been given others. An empty search_path
 # makes the server print every name with its schema. The last two settings are of 14 and of 17: the session that holds
 # the lease is idle for as long as the others work.
+
+
+def planned(name: str, summary: str, statements: Sequence[Statement]) -> PlannedStep:
+    """A step of statements, with the strongest lock that they take of each relation."""
+    locks = ", ".join(
+        f"{lock.mode} of {lock.relation}"
+        + (f" while {lock.scanned_bytes} bytes are read" if lock.scanned_bytes else "")
+        for lock in strongest(statements)
+    )
+    return PlannedStep(name, summary, tuple(statement.sql for statement in statements), locks or "none")
 
 
 class TableWork:
@@ -99,6 +111,18 @@ class TableWork:
             expected="one run on a table at a time",
             remedy="wait for that run to end (a cancelled AWX job leaves its module running), then run again",
         )
+
+    def printed(self, step: PlannedStep, statements: Sequence[Statement], *, look: bool) -> dict[str, Any]:
+        """A step as the result has it. ``look``: with who would block each statement right now."""
+        by_statement = [
+            {
+                "sql": statement.sql,
+                "locks": [lock.as_dict() for lock in statement.locks],
+                "blocked_by": [found.as_dict() for found in blockers(self.session, statement.locks)] if look else [],
+            }
+            for statement in statements
+        ]
+        return {**step.as_dict(), "brief": all(one.brief for one in statements), "by_statement": by_statement}
 
     def open_journal(self, table: str, parameters: dict[str, Any]) -> Runner:
         """Called when there is something to do, so that check mode and an unchanged run leave nothing behind."""

@@ -22,10 +22,10 @@ def test_check_do_again(partitions: Partitions) -> None:
     assert planned["changed"]
     assert len(planned["created"]) == 3
     create, attach = planned["plan"][:2]
-    assert create["statements"][0]["locks"] == [
+    assert create["by_statement"][0]["locks"] == [
         {"relation": "public.ev", "mode": "AccessShareLock", "scanned_bytes": 0}
     ]
-    assert attach["statements"][0]["locks"][0] == {
+    assert attach["by_statement"][0]["locks"][0] == {
         "relation": "public.ev",
         "mode": "ShareUpdateExclusiveLock",
         "scanned_bytes": 0,
@@ -159,13 +159,13 @@ def test_a_large_default_is_guarded_and_not_scanned_under_a_lock(partitions: Par
         " FROM generate_series(1, 60000) n",
     )
     planned = partitions.done(check=True, premake=3)
-    steps = [step["step"] for step in planned["plan"]]
+    steps = [step["name"] for step in planned["plan"]]
     assert steps[:2] == ["add dbops_guard", "validate dbops_guard"]
     assert steps[-2:] == ["drop dbops_guard", "analyze ev"]
     scans = [
         (lock["mode"], lock["scanned_bytes"] > 0)
         for step in planned["plan"]
-        for statement in step["statements"]
+        for statement in step["by_statement"]
         for lock in statement["locks"]
         if lock["relation"] == "public.ev_default"
     ]

@@ -49,12 +49,12 @@ def test_the_servers_locks_are_the_plans(partitions: Partitions, name: str) -> N
     with connection.cursor() as cursor:
         cursor.execute("SET search_path = ''")
         for step in plan:
-            if "analyze" in step["step"] or "validate" in step["step"]:
-                cursor.execute(step["statements"][0]["sql"])
+            if "analyze" in step["name"] or "validate" in step["name"]:
+                cursor.execute(step["statements"][0])
                 continue
             cursor.execute("BEGIN")
             claimed: dict[int, str] = {}
-            for statement in step["statements"]:
+            for statement in step["by_statement"]:
                 # By number: within a transaction a name can pass from one table to another.
                 for lock in statement["locks"]:
                     cursor.execute("SELECT to_regclass(%s)::oid::bigint", [lock["relation"]])
