@@ -15,8 +15,10 @@ import pytest
 
 from tests.faults.scene import Scene, scene
 from tests.integration.scene import snapshot
+from tests.integration.tables.scene import PARENT
 from tests.lab import faults, inventory
 from tests.lab.awx import Ended, Job, Launch, Project, Refused, job_template
+from tests.lab.database import Database
 from tests.lab.operation import journals
 from tests.lab.server import alive
 from tests.lab.waiting import wait_for
@@ -199,3 +201,29 @@ def test_failover_and_rejoin(awx: Awx, stage: Scene) -> None:
 def test_awx_refuses_what_the_survey_does_not_allow(awx: Awx) -> None:
     with pytest.raises(Refused, match="not one of"):
         awx.launch("promote_replica", promote_replica_mode="undo")
+
+
+def test_partitions_and_indexes(awx: Awx, stage: Scene) -> None:
+    """Check, run and run again of what is done to tables; which ones is data of the inventory."""
+    database = Database.create(stage.cluster)
+    database.sql(PARENT)
+    awx.inventory["all"]["vars"] |= {
+        "partition_maintenance_tables": [{"table": "ev", "key": "at", "interval": "day", "premake": 2}],
+        "index_maintenance_indexes": [{"name": "ev_at", "table": "ev", "columns": ["at"]}],
+    }
+    rounds = {
+        "partition_maintenance": ("SELECT count(*) FROM pg_inherits WHERE inhparent = 'ev'::regclass", 3),
+        "index_maintenance": ("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('ev_at')", 3),
+    }
+    for playbook, (count, there) in rounds.items():
+        answers = {f"{playbook}_database": database.name}
+        checked = succeeded(awx.run(playbook, words={"check": True}, **answers), changed=True)
+        assert "locks: " in checked.text
+        assert database.value(count) == 0
+        done = succeeded(awx.run(playbook, **answers), changed=True)
+        assert database.value(count) == there
+        again = succeeded(awx.run(playbook, **answers), changed=False)
+        if playbook == "partition_maintenance":
+            assert len(done.artifacts["dbops_partitions"]["created"]) == there
+            assert again.artifacts["dbops_partitions"] == {"created": [], "detached": [], "expired": []}
+    database.drop()
