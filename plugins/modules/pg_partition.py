@@ -65,8 +65,11 @@ options:
         moved. All its rows must belong to that window. Until it is done, which is after a scan that holds nobody, the
         default partition refuses rows outside of that window.
       - C(move) moves them while readers and writers wait, up to O(move_limit) rows.
+      - C(shadow) rebuilds the default partition. Its rows are copied into new partitions and a new default one while
+        triggers carry every change over, both are compared, and new takes the place of old in some milliseconds. The
+        old one is kept under the name C(…_retired_…). It needs a primary key, and disk for the copy.
     type: str
-    choices: [refuse, promote, move]
+    choices: [refuse, promote, move, shadow]
     default: refuse
   move_limit:
     description: Rows of a window that O(default_rows=move) moves at most.
@@ -191,7 +194,7 @@ def argument_spec() -> dict[str, Any]:
         "start": {"type": "str"},
         "name_template": {"type": "str"},
         "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
-        "default_rows": {"type": "str", "choices": ["refuse", "promote", "move"], "default": "refuse"},
+        "default_rows": {"type": "str", "choices": ["refuse", "promote", "move", "shadow"], "default": "refuse"},
         "move_limit": {"type": "int", "default": 10000},
         "retention": {"type": "str"},
         "retention_action": {"type": "str", "choices": ["keep", "detach"], "default": "keep"},

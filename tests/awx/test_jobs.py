@@ -216,7 +216,7 @@ def test_partitions_and_indexes(awx: Awx, stage: Scene) -> None:
         "index_maintenance": ("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('ev_at')", 3),
     }
     for playbook, (count, there) in rounds.items():
-        answers = {f"{playbook}_database": database.name}
+        answers: dict[str, Any] = {f"{playbook}_database": database.name}
         checked = succeeded(awx.run(playbook, words={"check": True}, **answers), changed=True)
         assert "locks: " in checked.text
         assert database.value(count) == 0

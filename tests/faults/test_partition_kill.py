@@ -52,6 +52,14 @@ SCENES: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
             *("create p1", "attach p1", "analyze ev"),
         ],
     ),
+    "shadow": (
+        [DEFAULT, FIXED, "INSERT INTO ev (at, note) VALUES ('1999-01-01', 'stays')"],
+        {"default_rows": "shadow", "premake": 1},
+        [
+            *("create ev_dbops_shadow", "mirror ev_default", "copy ev_default", "compare ev_default"),
+            *("cut over ev_default", "block retired", "create p1", "attach p1", "analyze ev"),
+        ],
+    ),
     "move": (
         [CURRENT, DEFAULT, FIXED],
         {"default_rows": "move", "move_limit": 1_000_000, "premake": 1},
@@ -85,12 +93,14 @@ class Stage:
             self.database.sql(statement)
         self.partitions = Partitions(self.database, state_dir)
         now = self.database.value("SELECT date_trunc('month', now(), 'UTC')::date")
+        self.today = self.database.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')")
         months = [now.year * 12 + now.month - 1 + ahead for ahead in range(3)]
         self.names = {f"p{n}": f"ev_p{month // 12:04}{month % 12 + 1:02}01" for n, month in enumerate(months)}
         start = f"{months[1] // 12:04}-{months[1] % 12 + 1:02}-01"
         self.options = {**options, **({"start": start} if options.get("start") else {})}
 
     def named(self, text: str) -> str:
+        text = text.replace("block retired", f"block ev_default_retired_{self.today}")
         for short, name in self.names.items():
             text = text.replace(f" {short}", f" {name}")
         return text

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg2
@@ -38,12 +38,16 @@ class Log:
 
 
 class TableLoad:
-    """Runs from ``with`` to its end. ``insert`` has one parameter, the row's number; ``probe`` returns one value."""
+    """Runs from ``with`` to its end. ``insert`` has one parameter, the row's number, and so have the statements of
+    ``then``, which follow it; ``probe`` returns one value."""
 
-    def __init__(self, database: Database, *, insert: str, probe: str, first: int = 1_000_000) -> None:
+    def __init__(
+        self, database: Database, *, insert: str, probe: str, then: Sequence[str] = (), first: int = 1_000_000
+    ) -> None:
         self.database = database
         self.writer, self.reader = Log(), Log()
         self._insert, self._probe, self._first, self._next = insert, probe, first, first
+        self._then = then
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(one,)) for one in (self._write, self._read)]
 
@@ -90,6 +94,8 @@ class TableLoad:
         number, self._next = self._next, self._next + 1
         cursor.execute(self._insert, (number,))
         self.writer.acknowledged.append(number)
+        for statement in self._then:
+            cursor.execute(statement, (number,))
 
     def _read(self, cursor: psycopg2.extensions.cursor) -> None:
         cursor.execute(self._probe)

@@ -47,6 +47,11 @@ _DEADLOCK_OLD = "current_setting('is_superuser') = 'on'"
 _DEADLOCK_15 = f"{_DEADLOCK_OLD} OR has_parameter_privilege('deadlock_timeout', 'SET')"
 
 
+def may_set_deadlock_timeout(version_num: int) -> str:
+    """An SQL condition."""
+    return _DEADLOCK_15 if version_num >= 150000 else _DEADLOCK_OLD
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long brief statements wait. Milliseconds for one lock, growing from ``first_ms`` to ``last_ms``; at most
@@ -131,7 +136,7 @@ def brief(session: Session, statements: Sequence[Statement], *, patience: Patien
 
 
 def _transaction(session: Session, statements: Sequence[Statement], wait_ms: int) -> None:
-    deadlock = _DEADLOCK_15 if session.raw.server_version >= 150000 else _DEADLOCK_OLD
+    deadlock = may_set_deadlock_timeout(session.raw.server_version)
     session.run("BEGIN")
     try:
         session.run(_PREPARE.format(deadlock=deadlock), [f"{wait_ms}ms"])

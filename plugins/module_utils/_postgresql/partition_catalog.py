@@ -28,13 +28,20 @@ READ_ONLY = "dbops_read_only"
 """Name of the trigger, and of its function, that keep a detached table as it is."""
 
 
+SHADOW = "_dbops_shadow"
+"""Ends the name of the table that a default partition is rebuilt in, and of the functions that keep it up to date."""
+MIRROR = "dbops_mirror"
+"""Name of the triggers on a default partition that is being rebuilt. Triggers fire in the order of their names."""
+
+
 @dataclass(frozen=True)
 class ForeignKey:
-    """``table`` refers to ``referenced``; both as schema.name."""
+    """``table`` refers to ``referenced``; both as schema.name. ``definition``: what follows the constraint's name."""
 
     name: str
     table: str
     referenced: str
+    definition: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,11 @@ class PartitionedTable:
     partitions: tuple[Partition, ...]
     foreign_keys: tuple[ForeignKey, ...] = ()
     referencing: tuple[ForeignKey, ...] = ()
+    primary_key: tuple[Column, ...] = ()
     publications: tuple[str, ...] = ()
     """Those that publish the table, or a partition of it, under the names of the partitions."""
+    publishing_new: tuple[str, ...] = ()
+    """Those that publish whatever table is made in the schema."""
     row_triggers: tuple[str, ...] = ()
     partman: bool = False
     may_act_as_owner: bool = True
@@ -134,6 +144,10 @@ class DefaultRows:
     nulls: bool = False
     within: tuple[tuple[Window, int], ...] = ()
     constraints: tuple[str, ...] = ()
+    bound: str = ""
+    """What must be true of a row of it, as an expression."""
+    mirrored: bool = False
+    """It has the triggers of a rebuilding that was begun."""
 
     def rows(self, window: Window) -> int:
         return dict(self.within).get(window, 0)
@@ -190,9 +204,14 @@ SELECT pg_get_expr(relpartbound, c.oid) AS bound, {{pending}} AS pending, {_RELA
  WHERE inhparent = %s ORDER BY relname
 """  # noqa: S608  constants of this file
 
+_PRIMARY_KEY = """
+SELECT attnum FROM pg_index, unnest(indkey) WITH ORDINALITY AS key (attnum, position)
+ WHERE indrelid = %s AND indisprimary ORDER BY position
+"""
+
 _FOREIGN_KEYS = """
 SELECT conname::text AS name, conrelid::regclass::text AS table, confrelid::regclass::text AS referenced,
-       confrelid = %s AS incoming
+       pg_get_constraintdef(oid) AS definition, confrelid = %s AS incoming
   FROM pg_constraint WHERE contype = 'f' AND conparentid = 0 AND (conrelid = %s OR confrelid = %s) ORDER BY conname
 """
 
@@ -214,7 +233,7 @@ SELECT relname::text AS name, relkind = 'r' AND NOT relispartition AND EXISTS (
        SELECT FROM pg_constraint WHERE conrelid = c.oid AND conname = %s) AS ours
   FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
  WHERE nspname = %s AND relname = ANY(%s)
-   AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent = %s)
+   AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid AND inhparent IN (%s, to_regclass(%s)))
 """
 
 
@@ -243,7 +262,9 @@ def read_table(session: Session, schema: str, name: str) -> PartitionedTable | N
         partitions=_children(session, oid),
         foreign_keys=tuple(_foreign_key(item) for item in keys if not item["incoming"]),
         referencing=tuple(_foreign_key(item) for item in keys if item["incoming"]),
+        primary_key=tuple(columns[row["attnum"]] for row in session.rows(_PRIMARY_KEY, [oid])),
         publications=_publications(session, oid),
+        publishing_new=_publishing_new(session, schema),
         row_triggers=tuple(row["row_triggers"]),
         partman=_partman(session, schema, name),
         may_act_as_owner=row["may_act_as_owner"],
@@ -267,13 +288,24 @@ def _partition(row: dict[str, Any]) -> Partition:
 
 
 def _foreign_key(row: dict[str, Any]) -> ForeignKey:
-    return ForeignKey(row["name"], row["table"], row["referenced"])
+    return ForeignKey(row["name"], row["table"], row["referenced"], row["definition"])
 
 
 def _publications(session: Session, oid: int) -> tuple[str, ...]:
     by_schema = session.raw.server_version >= 150000
     statement = _PUBLICATIONS.format(schemas=_PUBLICATION_SCHEMAS if by_schema else "")
     return tuple(row["name"] for row in session.rows(statement, [oid] * (3 if by_schema else 2)))
+
+
+def _publishing_new(session: Session, schema: str) -> tuple[str, ...]:
+    statement = "SELECT pubname::text AS name FROM pg_publication WHERE puballtables"
+    parameters = []
+    if session.raw.server_version >= 150000:
+        statement += """
+ UNION SELECT pubname::text FROM pg_publication p JOIN pg_publication_namespace ON pnpubid = p.oid
+        WHERE pnnspid = %s::regnamespace"""
+        parameters = [identifier(schema)]
+    return tuple(sorted(row["name"] for row in session.rows(statement, parameters or None)))
 
 
 def _partman(session: Session, schema: str, name: str) -> bool:
@@ -313,6 +345,13 @@ def read_default(
                 "SELECT conname::text AS name FROM pg_constraint WHERE conrelid = %s AND contype = 'c'", [default.oid]
             )
         ),
+        bound=session.value("SELECT pg_get_partition_constraintdef(%s)", [default.oid]) or "",
+        mirrored=bool(
+            session.value(
+                "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = %s AND tgname LIKE %s)",
+                [default.oid, MIRROR + "%"],
+            )
+        ),
     )
 
 
@@ -332,9 +371,10 @@ def condition(key: Key, column: str, window: Window) -> str:
     return " AND ".join(parts) or "true"
 
 
-def read_namesakes(session: Session, table: PartitionedTable, names: list[str]) -> tuple[Namesake, ...]:
-    """Relations in the table's schema that stand where a partition is to be made."""
-    found = session.rows(_NAMESAKES, [BOUND, table.schema, names, table.oid])
+def read_namesakes(session: Session, table: PartitionedTable, names: list[str], shadow: str) -> tuple[Namesake, ...]:
+    """Relations in the table's schema that stand where a partition is to be made; not those below ``shadow``, which
+    goes before."""
+    found = session.rows(_NAMESAKES, [BOUND, table.schema, names, table.oid, qualified(table.schema, shadow)])
     return tuple(Namesake(row["name"], row["ours"] and _is_empty(session, table.schema, row["name"])) for row in found)
 
 

@@ -28,7 +28,7 @@ MINVALUE = -math.inf
 MAXVALUE = math.inf
 
 SECOND = 1_000_000
-_DAY = 86_400 * SECOND
+DAY = 86_400 * SECOND
 _EPOCH = datetime(1970, 1, 1)
 _EPOCH_DAY = _EPOCH.toordinal()
 # The server's 'infinity', a value like any other and not MAXVALUE; further out than any other value of these types.
@@ -182,7 +182,7 @@ class Key:
         if self.kind == "date":
             return _date_text(position)
         if self.kind in ("timestamptz", "timestamp"):
-            days, rest = divmod(position, _DAY)
+            days, rest = divmod(position, DAY)
             seconds, fraction = divmod(rest, SECOND)
             hours, minutes = divmod(seconds // 60, 60)
             day, *bc = _date_text(days).split(" ")
@@ -333,7 +333,7 @@ def _parse_time(text: str, *, days: bool) -> int:
     if days:
         return number
     seconds = int(match["hour"] or 0) * 3600 + int(match["minute"] or 0) * 60 + int(match["second"] or 0)
-    return number * _DAY + seconds * SECOND + int((match["fraction"] or "").ljust(6, "0"))
+    return number * DAY + seconds * SECOND + int((match["fraction"] or "").ljust(6, "0"))
 
 
 def _days_from_civil(year: int, month: int, day: int) -> int:

@@ -16,6 +16,7 @@ from .._core.operation import Check
 from .partition_bounds import DefaultBound, RangeBound, gaps, parse_bound, window_of
 from .partition_catalog import BOUND, GUARD, Partition, PartitionedTable
 from .partition_keys import MINVALUE, Interval, Key, Window, windows
+from .partition_shadow import discard, rebuild, retired_name
 from .partition_steps import (
     NAME_BYTES,
     Facts,
@@ -200,25 +201,31 @@ def _names(existing: dict[Window, Partition], window: Window) -> str:
     return ", ".join(f"{child.full_name} {child.bound}" for other, child in existing.items() if other.overlaps(window))
 
 
-def names_to_look_up(table: PartitionedTable, missing: Iterable[Wanted]) -> list[str]:
+def names_to_look_up(table: PartitionedTable, missing: Iterable[Wanted], now_us: int) -> list[str]:
     """Of which the runner has to know whether something has them."""
     names = [item.name for item in missing]
-    return [*names, successor(table.default.name)] if table.default is not None else names
+    default = table.default
+    return names if default is None else [*names, successor(default.name), retired_name(default, now_us)]
 
 
 def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan:
     default = facts.table.default
-    checks = [_check_names_free(facts, missing), _check_schema(facts, bool(missing))]
+    inhabited = [item for item in missing if facts.default_rows.rows(item.window)]
+    rebuilding = bool(inhabited) and request.default_rows == "shadow"
+    checks = [_check_names_free(facts, missing, rebuilding=rebuilding), _check_schema(facts, bool(missing))]
     work = unfinished(facts)
     for constraint in (GUARD, BOUND):
         if default is not None and constraint in facts.default_rows.constraints:
             work.append(drop_constraint(default, constraint, "left by a run that was killed"))
-    inhabited = [item for item in missing if facts.default_rows.rows(item.window)]
     empty = [item for item in missing if item not in inhabited]
     if default is not None:
         checks.append(_check_default_rows(request, facts, inhabited))
+        if facts.shadow or facts.default_rows.mirrored:
+            work.append(discard(facts, default))
         work += discard_successor(facts, default)
-        if inhabited and request.default_rows == "promote":
+        if rebuilding:
+            work += rebuild(request, facts, default, inhabited)
+        elif inhabited and request.default_rows == "promote":
             work += promote(request, facts, default, inhabited[0])
             default = replace(default, bytes=0)  # what is the default partition now is empty
         else:
@@ -269,8 +276,11 @@ def unfinished(facts: Facts) -> list[Transaction]:
     return work
 
 
-def _check_names_free(facts: Facts, missing: Sequence[Wanted]) -> Check:
-    taken = [item.name for item in facts.namesakes if not item.leftover and item.name in {one.name for one in missing}]
+def _check_names_free(facts: Facts, missing: Sequence[Wanted], *, rebuilding: bool) -> Check:
+    wanted = {item.name for item in missing}
+    if facts.table.default is not None and rebuilding:
+        wanted.add(retired_name(facts.table.default, facts.now_us))
+    taken = [item.name for item in facts.namesakes if not item.leftover and item.name in wanted]
     schema = facts.table.schema
     return Check(
         "name_taken",
@@ -309,6 +319,20 @@ def _check_default_rows(request: Request, facts: Facts, inhabited: Sequence[Want
 
     if not inhabited:
         return check("", "no rows of missing windows in the default partition", "")
+    if request.default_rows != "refuse" and table.referencing:
+        keys = "; ".join(f"{key.table} refers to {table.full_name} ({key.name})" for key in table.referencing)
+        return check(
+            keys, "no foreign key to the table", "drop it until this is done: rows it refers to would be detached"
+        )
+    if request.default_rows == "shadow":
+        because = [] if table.primary_key else [f"{table.full_name} has no primary key"]
+        because += [f"publication {name} publishes every new table of the schema" for name in table.publishing_new]
+        because += [f"publication {name} publishes the partitions" for name in table.publications]
+        return check(
+            "; ".join(because),
+            "a primary key, by which rows are copied, and no publication that would send the copies",
+            "add a primary key; or let the publication name its tables, and publish via the partition root",
+        )
     if request.default_rows == "promote":
         window = inhabited[0].window
         alone = (
@@ -320,12 +344,11 @@ def _check_default_rows(request: Request, facts: Facts, inhabited: Sequence[Want
         return check(
             "" if alone else beyond,
             f"all rows of {name} belong to {shown(request.key, window)}",
-            "make the interval wide enough for them, or give default_rows: move",
+            "make the interval wide enough for them, or give default_rows: shadow",
         )
     if request.default_rows == "move":
         many = [item for item in inhabited if rows.rows(item.window) > request.move_limit]
-        because = [f"{key.table} refers to {table.full_name} ({key.name})" for key in table.referencing]
-        because += [f"trigger {trigger} fires on the rows" for trigger in table.row_triggers]
+        because = [f"trigger {trigger} fires on the rows" for trigger in table.row_triggers]
         because += [f"publication {publication} publishes the partitions" for publication in table.publications]
         return check(
             "; ".join(
@@ -335,12 +358,12 @@ def _check_default_rows(request: Request, facts: Facts, inhabited: Sequence[Want
                 ]
             ),
             f"at most {request.move_limit} rows of a window, and nothing that sees a moved row as deleted and inserted",
-            "give default_rows: promote if all rows belong to one window, or raise move_limit, which writers wait for",
+            "give default_rows: shadow, or promote if all rows belong to one window",
         )
     return check(
         held,
         "no rows of missing windows in the default partition",
-        "give default_rows: promote, if all its rows belong to one window, or default_rows: move, if they are few",
+        "give default_rows: promote if all its rows belong to one window, move if they are few, else shadow",
     )
 
 

@@ -74,13 +74,15 @@ class Wanted:
 @dataclass(frozen=True)
 class Transaction:
     """Statements that take effect together. ``long``: one statement alone, which waits and works as long as it takes,
-    because it keeps no client waiting. ``detaches``: the partition that is none any more afterwards."""
+    because it keeps no client waiting. ``detaches``: the partition that is none any more afterwards. ``work``:
+    copy or compare, where the statement is only the first, or the runner looks at what it returns."""
 
     name: str
     summary: str
     statements: tuple[Statement, ...]
     long: bool = False
     detaches: Partition | None = None
+    work: str = ""
     undo: tuple[Statement, ...] = ()
 
 
@@ -93,6 +95,7 @@ class Facts:
     default_rows: DefaultRows = field(default_factory=DefaultRows)
     namesakes: tuple[Namesake, ...] = ()
     detached: tuple[Detached, ...] = ()
+    shadow: bool = False
     now_us: int = 0
     may_create: bool = True
     version_num: int = 0
@@ -121,17 +124,17 @@ def drop_constraint(partition: Partition, name: str, why: str) -> Transaction:
     )
 
 
-def _new_table(facts: Facts, name: str, check: str) -> tuple[Statement, ...]:
+def new_table(facts: Facts, name: str, check: str, partitioned: str = "") -> tuple[Statement, ...]:
     """A table made to become a partition. Identity is left out: a child with one of its own cannot be attached (17)."""
     table = facts.table
     target = qualified(table.schema, name)
     constraint = f", CONSTRAINT {BOUND} CHECK ({check})" if check else ""
-    like = f"CREATE TABLE {target} (LIKE {table.sql} INCLUDING ALL EXCLUDING IDENTITY{constraint})"
+    like = f"CREATE TABLE {target} (LIKE {table.sql} INCLUDING ALL EXCLUDING IDENTITY{constraint}){partitioned}"
     statements = [_statement(like, Lock(table.full_name, ACCESS_SHARE))]
     if table.user != table.owner:
         statements.append(_statement(f"ALTER TABLE {target} OWNER TO {identifier(table.owner)}"))
     identity = {"f": "FULL", "n": "NOTHING"}.get(table.replica_identity)
-    if identity:
+    if identity and not partitioned:
         statements.append(_statement(f"ALTER TABLE {target} REPLICA IDENTITY {identity}"))
     return tuple(statements)
 
@@ -139,11 +142,10 @@ def _new_table(facts: Facts, name: str, check: str) -> tuple[Statement, ...]:
 def _attach(request: Request, table: PartitionedTable, name: str, window: Window, *more: Lock) -> tuple[Statement, ...]:
     """The constraint that proved the bound has done its work; the table is locked anyhow, and nobody sees it yet."""
     target = qualified(table.schema, name)
-    bounds = f"FROM ({request.key.sql(window.lo)}) TO ({request.key.sql(window.hi)})"
     child = Lock(f"{table.schema}.{name}", ACCESS_EXCLUSIVE)
     return (
         _statement(
-            f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {bounds}",
+            f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {bounds(request, window)}",
             Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE),
             child,
             *more,
@@ -153,7 +155,11 @@ def _attach(request: Request, table: PartitionedTable, name: str, window: Window
     )
 
 
-def _belongs(request: Request, window: Window) -> str:
+def bounds(request: Request, window: Window) -> str:
+    return f"FROM ({request.key.sql(window.lo)}) TO ({request.key.sql(window.hi)})"
+
+
+def belongs(request: Request, window: Window) -> str:
     """Without IS NOT NULL the server does not take a CHECK on a column that may be NULL as a proof."""
     column = identifier(request.column)
     return f"{column} IS NOT NULL AND {condition(request.key, column, window)}"
@@ -176,12 +182,12 @@ def _make(request: Request, facts: Facts, item: Wanted) -> Transaction:
     return Transaction(
         f"create {item.name}",
         f"make {facts.table.schema}.{item.name}, beside the table",
-        (*_discard(facts, item.name), *_new_table(facts, item.name, _belongs(request, item.window))),
+        (*discard_leftover(facts, item.name), *new_table(facts, item.name, belongs(request, item.window))),
         undo=(_unattached_drop(target),),
     )
 
 
-def _discard(facts: Facts, name: str) -> tuple[Statement, ...]:
+def discard_leftover(facts: Facts, name: str) -> tuple[Statement, ...]:
     """The empty table that a killed run left: what the parent looks like may have changed since."""
     if not any(one.leftover and one.name == name for one in facts.namesakes):
         return ()
@@ -191,7 +197,7 @@ def _discard(facts: Facts, name: str) -> tuple[Statement, ...]:
 
 def discard_successor(facts: Facts, default: Partition) -> list[Transaction]:
     name = successor(default.name)
-    drop = _discard(facts, name)
+    drop = discard_leftover(facts, name)
     return [Transaction(f"drop {name}", "an empty table that a killed run left", drop)] if drop else []
 
 
@@ -258,11 +264,13 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
     """The default partition becomes the partition of the window, and a new one its successor. No row moves."""
     table = facts.table
     new = successor(default.name)
-    check = _belongs(request, item.window)
+    check = belongs(request, item.window)
     add = f"ALTER TABLE {default.sql} ADD CONSTRAINT {BOUND} CHECK ({check}) NOT VALID"
     validate = f"ALTER TABLE {default.sql} VALIDATE CONSTRAINT {BOUND}"
     drop = f"ALTER TABLE {default.sql} DROP CONSTRAINT IF EXISTS {BOUND}"
     parent = Lock(table.full_name, ACCESS_EXCLUSIVE)
+    weaker = tuple(Lock(key.referenced, SHARE_ROW_EXCLUSIVE) for key in table.foreign_keys)
+    referenced = tuple(Lock(key.referenced, ACCESS_EXCLUSIVE) for key in table.foreign_keys)
     next_one = Lock(f"{default.schema}.{new}", ACCESS_EXCLUSIVE)
     grants = tuple(
         _statement(
@@ -271,12 +279,12 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
         )
         for grant in default.grants
     )
-    window = f"FROM ({request.key.sql(item.window.lo)}) TO ({request.key.sql(item.window.hi)})"
+    window = bounds(request, item.window)
     return [
         Transaction(
             f"create {new}",
             "make the next default partition, beside the table",
-            (*_discard(facts, item.name), *_new_table(facts, new, "true"), *grants),
+            (*discard_leftover(facts, item.name), *new_table(facts, new, "true"), *grants),
             undo=(_unattached_drop(qualified(default.schema, new)),),
         ),
         Transaction(
@@ -297,8 +305,8 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
             (
                 _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", parent),
                 _statement(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE", _exclusive(default)),
-                _statement(f"ALTER TABLE {table.sql} DETACH PARTITION {default.sql}", parent, _exclusive(default)),
-                _statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {default.sql} FOR VALUES {window}", parent),
+                _statement(f"ALTER TABLE {table.sql} DETACH PARTITION {default.sql}", *weaker),
+                _statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {default.sql} FOR VALUES {window}", *referenced),
                 _statement(f"ALTER TABLE {default.sql} DROP CONSTRAINT {BOUND}", _exclusive(default)),
                 _statement(f"ALTER TABLE {default.sql} RENAME TO {identifier(item.name)}", _exclusive(default)),
                 _statement(

@@ -27,7 +27,10 @@ from .._postgresql.partition_catalog import (
 )
 from .._postgresql.partition_keys import Key, parse_interval, zone
 from .._postgresql.partition_plan import Plan
+from .._postgresql.partition_shadow import shadow_name
 from .._postgresql.partition_steps import Facts, Request, Transaction, Wanted, detach, finalize
+from .._postgresql.quoting import qualified
+from .shadow_copy import ShadowCopy
 from .table_work import TableWork, planned
 
 CLOCK_DIFFERENCE = 300.0  # seconds
@@ -142,13 +145,18 @@ class _Windows:
                 expected="partitions whose bounds are of this kind of key",
                 remedy="correct key_type",
             ) from error
+        now_us = read_clock(self.session)
         facts = Facts(
             table=table,
             current=current,
             default_rows=self._default_rows(request, table, missing),
-            namesakes=read_namesakes(self.session, table, planner.names_to_look_up(table, missing)),
+            namesakes=read_namesakes(
+                self.session, table, planner.names_to_look_up(table, missing, now_us), shadow_name(table)
+            ),
+            shadow=self.session.value("SELECT to_regclass(%s)", [qualified(table.schema, shadow_name(table))])
+            is not None,
             detached=read_detached(self.session, table),
-            now_us=read_clock(self.session),
+            now_us=now_us,
             may_create=bool(self.session.value(_MAY_CREATE, [table.schema])),
             version_num=self.work.version_num,
         )
@@ -209,7 +217,11 @@ class _Windows:
             self._execute(transaction)
 
     def _execute(self, transaction: Transaction) -> None:
-        if transaction.long:
+        if transaction.work == "copy":
+            ShadowCopy(self.work, self._table()).copy()
+        elif transaction.work == "compare":
+            ShadowCopy(self.work, self._table()).compare()
+        elif transaction.long:
             (statement,) = transaction.statements
             self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
         else:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.integration.tables.scene import Partitions
 from tests.lab.database import Database
+from tests.lab.operation import start_module
 from tests.lab.server import wait_for
 from tests.lab.table_load import Log, TableLoad
 
@@ -132,3 +133,114 @@ def test_a_large_default_partition_stalls_nobody(partitions: Partitions) -> None
         partitions.done(premake=3)
     running.check("ev")
     assert len(partitions.bounds()) == 5
+
+
+MIXED = """INSERT INTO ev (id, at, note)
+           SELECT n, date_trunc('month', now(), 'UTC') + (n %% 5 - 3) * interval '1 month' + interval '1 hour',
+                  CASE WHEN n > 19000 THEN 'fixed' ELSE 'other' END FROM generate_series(1, %s) n"""
+
+
+def test_a_default_partition_with_rows_of_many_windows_is_rebuilt(partitions: Partitions) -> None:
+    """Inserts, updates, updates of the key and deletes go on meanwhile, in all windows."""
+    database = partitions.database
+    database.sql("CREATE TABLE ev_default PARTITION OF ev DEFAULT")
+    database.sql(MIXED, [20_000])
+    database.sql("INSERT INTO ev (id, at, note) VALUES (900000, '1999-01-01', 'stays')")
+    start = database.value("SELECT (date_trunc('month', now(), 'UTC') - interval '2 months')::date::text")
+    changes = [
+        "UPDATE ev SET note = 'changed' WHERE id = %s - 1000000 AND note = 'other'",
+        "DELETE FROM ev WHERE id = %s - 990000 AND note = 'other'",
+        "UPDATE ev SET at = at - interval '1 month', note = 'moved' WHERE id = %s",
+        "UPDATE ev SET id = id + 100000, note = 'renumbered' WHERE id = %s - 985000 AND note = 'other'",
+    ]
+    with TableLoad(database, insert=INSERT, probe=PROBE, then=changes) as running:
+        result = partitions.done(default_rows="shadow", start=start, premake=1)
+        time.sleep(0.2)
+    running.check("ev")
+    assert len(result["created"]) == 4
+    (retired,) = database.sql(
+        "SELECT relname FROM pg_class WHERE relname LIKE 'ev_default_retired_%' AND relkind = 'r'"
+    )
+    count = len(running.writer.acknowledged)
+    moved = database.value("SELECT count(*) FROM ev WHERE note = 'moved'")
+    assert count - 1 <= moved <= count
+    assert database.value("SELECT count(*) FROM ev WHERE id = 900000") == 1
+    assert database.value("SELECT count(*) FROM ev_default") > 0  # those of windows that were not asked for
+    expected = 20_001 + count - min(count, 5000)
+    assert abs(database.value("SELECT count(*) FROM ev") - expected) <= 1
+    assert partitions.bounds()["ev_default"] == "DEFAULT"
+    leftovers = "SELECT relname FROM pg_class WHERE relname LIKE '%dbops_shadow%'"
+    assert database.sql(leftovers) == []
+    assert database.sql("SELECT proname FROM pg_proc WHERE proname LIKE '%dbops_shadow%'") == []
+    with pytest.raises(psycopg2.Error, match="was detached"):
+        database.sql(f"TRUNCATE {retired[0]}")
+    assert not partitions.done(default_rows="shadow", start=start, premake=1)["changed"]
+
+
+def test_truncate_is_mirrored_and_a_difference_is_found(partitions: Partitions) -> None:
+    """The run is killed after the copy; what is done to the old partition then is seen in the new one, and a row that
+    only one of them has ends the next run before it changes anything."""
+    database = partitions.database
+    database.sql("CREATE TABLE ev_default PARTITION OF ev DEFAULT")
+    database.sql(FIXED, [1000])
+    assert partitions.run(default_rows="shadow", failpoint="copy ev_default:after") == {}
+    shadow = "SELECT count(*) FROM ev_dbops_shadow"
+    assert database.value(shadow) == 1000
+    database.sql("DELETE FROM ev WHERE id <= 10")
+    assert database.value(shadow) == 990
+    database.sql("SET session_replication_role = replica; DELETE FROM ev WHERE id <= 20", user="postgres")
+    assert database.value(shadow) == 980
+    database.sql("TRUNCATE ev")
+    assert database.value(shadow) == 0
+    database.sql(FIXED, [100])
+    partitions.done(default_rows="shadow")
+    assert database.value("SELECT count(*) FROM ev") == 100
+
+
+def test_a_difference_ends_the_run_before_it_changes_anything(partitions: Partitions) -> None:
+    """A row that is locked keeps the copy from going on. Meanwhile one that was copied is deleted behind the triggers'
+    backs."""
+    database = partitions.database
+    database.sql("CREATE TABLE ev_default PARTITION OF ev DEFAULT")
+    database.sql(FIXED, [1000])
+    before = partitions.bounds()
+    holder = database.connect("postgres")
+    holder.autocommit = False
+    with holder.cursor() as cursor:
+        cursor.execute("SELECT FROM ev WHERE id = 500 FOR UPDATE")
+        run = start_module("pg_partition", {**partitions.options, "default_rows": "shadow"})
+        wait_for(partial(one_copied, database), seconds=20, what="the first rows are copied")
+        cursor.execute("ALTER TABLE ev_default DISABLE TRIGGER dbops_mirror; DELETE FROM ev WHERE id = 1")
+        holder.commit()
+    holder.close()
+    result = run.result()
+    assert "ev_default has 999 rows" in result["msg"]
+    assert "its copy 1000 rows" in result["msg"]
+    assert partitions.bounds() == before
+    assert database.sql("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'dbops%'") == []
+    assert database.sql("SELECT relname FROM pg_class WHERE relname LIKE '%dbops%'") == []
+
+
+def one_copied(database: Database) -> bool:
+    try:
+        return bool(database.value("SELECT count(*) > 0 FROM ev_dbops_shadow"))
+    except psycopg2.errors.UndefinedTable:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("bend", "says"),
+    [
+        ("ALTER TABLE ev DROP CONSTRAINT ev_pkey", "no primary key"),
+        ("CREATE PUBLICATION p FOR ALL TABLES", "publishes every new table"),
+        ("CREATE PUBLICATION p FOR TABLE ev", "publishes the partitions"),
+        ("CREATE TABLE c (id bigint, at timestamptz, FOREIGN KEY (id, at) REFERENCES ev)", "public.c refers to"),
+    ],
+)
+@pytest.mark.parametrize("server", ["13", "18"], indirect=True)
+def test_what_is_not_rebuilt(partitions: Partitions, bend: str, says: str) -> None:
+    database = partitions.database
+    database.sql("CREATE TABLE ev_default PARTITION OF ev DEFAULT")
+    database.sql(FIXED, [100])
+    database.sql(bend, user="postgres")
+    assert says in partitions.refused("default_rows", default_rows="shadow")["found"]

@@ -34,6 +34,9 @@ SCENES: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"start": "2028-01-01"},
     ),
     "promote": ([DEFAULT, CURRENT], {"default_rows": "promote"}),
+    "promote with a foreign key": ([DEFAULT, CURRENT, REFERENCED], {"default_rows": "promote"}),
+    "move with a foreign key": ([DEFAULT, CURRENT, REFERENCED], {"default_rows": "move"}),
+    "shadow": ([DEFAULT, CURRENT, REFERENCED], {"default_rows": "shadow"}),
     "detach": ([PAST, NOW, DEFAULT, REFERENCED], {"retention": "1 month", "retention_action": "detach"}),
     "move": ([DEFAULT, CURRENT], {"default_rows": "move"}),
 }
@@ -49,6 +52,8 @@ def test_the_servers_locks_are_the_plans(partitions: Partitions, name: str) -> N
     with connection.cursor() as cursor:
         cursor.execute("SET search_path = ''")
         for step in plan:
+            if step["name"].split()[0] in ("copy", "compare"):
+                continue  # what the cutover locks does not depend on it
             if "analyze" in step["name"] or "validate" in step["name"]:
                 cursor.execute(step["statements"][0])
                 continue
@@ -66,6 +71,9 @@ def test_the_servers_locks_are_the_plans(partitions: Partitions, name: str) -> N
                 taken = strongest(cursor.fetchall())
                 cursor.execute("SELECT oid::bigint FROM pg_class WHERE xmin = pg_current_xact_id()::xid")
                 made = {row[0] for row in cursor.fetchall()} - set(claimed)
+                cursor.execute("SELECT oid::bigint FROM pg_class")
+                left = {row[0] for row in cursor.fetchall()}
+                claimed = {relation: mode for relation, mode in claimed.items() if relation in left}
                 assert claimed == {relation: mode for relation, mode in taken.items() if relation not in made}, (
                     statement["sql"]
                 )

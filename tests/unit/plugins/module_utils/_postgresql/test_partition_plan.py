@@ -287,10 +287,12 @@ def test_what_a_killed_run_left_of_detaching() -> None:
 
 def test_what_is_looked_up_and_warned_of() -> None:
     wanted = Wanted(Window(0, 10), "t_p0")
-    assert planner.names_to_look_up(table(), [wanted]) == ["t_p0"]
-    assert planner.names_to_look_up(table(DEFAULT), [wanted]) == ["t_p0", "t_default_dbops_next"]
+    assert planner.names_to_look_up(table(), [wanted], 0) == ["t_p0"]
+    assert planner.names_to_look_up(table(DEFAULT), [wanted], 0) == [
+        *("t_p0", "t_default_dbops_next", "t_default_retired_19700101")
+    ]
     long = replace(DEFAULT, name="ü" * 31)
-    assert len(planner.names_to_look_up(table(long), [])[0].encode()) <= 63
+    assert len(planner.names_to_look_up(table(long), [], 0)[0].encode()) <= 63
     published = table(publications=("all",))
     assert "all" in planner.warnings(published, plan(Facts(published, 0)))[0]
     assert planner.warnings(table(), plan(Facts(table(), 0))) == []
