@@ -87,9 +87,27 @@ options:
         its foreign keys are dropped, since they would go on to hold rows of other tables. Its comment says what it was.
       - C(DETACH CONCURRENTLY) is used where there is no default partition, on PostgreSQL 14 and later. It begins only
         when no transaction older than 10 seconds uses the table.
+      - C(archive) also copies what was detached into O(archive_dir), reads it back from there into a temporary table,
+        and compares number and hash of the rows.
+      - C(drop) also drops what was archived when O(grace) has passed, at most O(max_drop) a run. Under the lock that
+        drops it number and hash are compared once more, and the file with what was written.
     type: str
-    choices: [keep, detach]
+    choices: [keep, detach, archive, drop]
     default: keep
+  archive_dir:
+    description:
+      - Directory of the archive on the host that the module runs on, for example a mount. It must not be on the file
+        system of the database.
+      - It gets a file C(.csv.gz) for each table, and one with C(.json) that says what it was.
+    type: path
+  grace:
+    description: How long a detached table is kept, as O(interval) is written, before O(retention_action=drop) drops it.
+    type: str
+    default: 7 days
+  max_drop:
+    description: How many tables a run drops at most, so that a mistake is seen before all is gone.
+    type: int
+    default: 1
   reference_time:
     description:
       - Unix time of another clock, for example the controller's, in seconds. A server whose clock differs by more than
@@ -146,6 +164,11 @@ detached:
   returned: success
   type: list
   elements: str
+dropped:
+  description: Detached tables that were dropped, or would be.
+  returned: success
+  type: list
+  elements: str
 checks:
   description: What was checked, each with C(name), C(status), C(found), C(expected), C(remedy).
   returned: always
@@ -197,15 +220,23 @@ def argument_spec() -> dict[str, Any]:
         "default_rows": {"type": "str", "choices": ["refuse", "promote", "move", "shadow"], "default": "refuse"},
         "move_limit": {"type": "int", "default": 10000},
         "retention": {"type": "str"},
-        "retention_action": {"type": "str", "choices": ["keep", "detach"], "default": "keep"},
+        "retention_action": {"type": "str", "choices": ["keep", "detach", "archive", "drop"], "default": "keep"},
+        "archive_dir": {"type": "path"},
+        "grace": {"type": "str", "default": "7 days"},
+        "max_drop": {"type": "int", "default": 1},
         "reference_time": {"type": "float"},
     }
 
 
+REQUIRED_IF = [
+    ("state", "detached", ["partition"]),
+    ("retention_action", "archive", ["archive_dir"]),
+    ("retention_action", "drop", ["archive_dir"]),
+]
+
+
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec=argument_spec(), required_if=[("state", "detached", ["partition"])], supports_check_mode=True
-    )
+    module = AnsibleModule(argument_spec=argument_spec(), required_if=REQUIRED_IF, supports_check_mode=True)
     missing = missing_driver()
     if missing is not None:
         module.fail_json(msg=missing.message)

@@ -193,6 +193,14 @@ class Session:
     def run(self, statement: Any, parameters: Sequence[Any] | None = None, *, deadline: Deadline | None = None) -> None:
         self.rows(statement, parameters, deadline=deadline)
 
+    def copy(self, statement: str, file: Any) -> None:
+        """COPY … TO STDOUT into, or FROM STDIN out of, a binary file. Only in a session of ``copying()``."""
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.copy_expert(statement, file, size=1 << 16)
+        except psycopg2.Error as error:
+            raise self._error(plain_error(error), sqlstate=error.pgcode or "") from error
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -212,6 +220,22 @@ class Session:
             remedy=f"look at the server's log on {self.endpoint.name} and at the network between the hosts",
             details={"sqlstate": sqlstate} if sqlstate else None,
         )
+
+
+@contextmanager
+def copying() -> Iterator[None]:
+    """Sessions that are made within can COPY, and have no deadline: with a wait callback psycopg2 cannot copy. What
+    ends them when the other side is gone is TCP."""
+    _without_callback.append(True)
+    psycopg2.extensions.set_wait_callback(None)
+    try:
+        yield
+    finally:
+        _without_callback.pop()
+        psycopg2.extensions.set_wait_callback(_wait)
+
+
+_without_callback: list[bool] = []
 
 
 def ignored_passfile(path: str) -> str:
@@ -237,7 +261,7 @@ def connect(
 ) -> Session:
     """Log in. ``timeout`` (seconds) bounds the login and is the default of every later call."""
     deadline = deadline or Deadline.after(clock, timeout)
-    psycopg2.extensions.set_wait_callback(_wait)
+    psycopg2.extensions.set_wait_callback(None if _without_callback else _wait)
     words = endpoint.parameters(
         application_name=application_name, connect_timeout=max(2, int(deadline.left()) + 1), replication=replication
     )

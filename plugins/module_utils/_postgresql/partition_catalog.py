@@ -81,11 +81,12 @@ class Partition:
 @dataclass(frozen=True)
 class Detached:
     """A table that was a partition, by the mark in its comment. ``table`` has the bound it had; ``detached_at``: Unix
-    time; ``blocked``: nobody can write into it."""
+    time; ``blocked``: nobody can write into it; ``archive``: its copy as Archive.as_dict has it, None without one."""
 
     table: Partition
     detached_at: int
     blocked: bool
+    archive: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -421,11 +422,20 @@ def read_detached(session: Session, table: PartitionedTable) -> tuple[Detached, 
         blocked = row.pop("blocked")
         if mark["partition_of"] == table.full_name:
             partition = _partition({**row, "bound": mark["bound"], "pending": False})
-            found.append(Detached(partition, mark["detached_at"], blocked))
+            found.append(Detached(partition, mark["detached_at"], blocked, mark.get("archive")))
     return tuple(found)
 
 
 def mark(table: PartitionedTable, partition: Partition, now_us: int) -> str:
     """The statement that marks a partition as one to be detached."""
-    text = json.dumps({"partition_of": table.full_name, "bound": partition.bound, "detached_at": now_us // 1_000_000})
+    return _mark(table, partition, {"detached_at": now_us // 1_000_000})
+
+
+def mark_archived(table: PartitionedTable, one: Detached, archive: dict[str, Any]) -> str:
+    """The statement that notes the copy of a detached table."""
+    return _mark(table, one.table, {"detached_at": one.detached_at, "archive": archive})
+
+
+def _mark(table: PartitionedTable, partition: Partition, words: dict[str, Any]) -> str:
+    text = json.dumps({"partition_of": table.full_name, "bound": partition.bound, **words})
     return f"COMMENT ON TABLE {partition.sql} IS {literal(MARK + text)}"

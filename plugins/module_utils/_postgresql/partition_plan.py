@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 
 from .._core.operation import Check
+from .partition_archive import archive_of, due
 from .partition_bounds import DefaultBound, RangeBound, gaps, parse_bound, window_of
 from .partition_catalog import BOUND, GUARD, Partition, PartitionedTable
 from .partition_keys import MINVALUE, Interval, Key, Window, windows
@@ -57,6 +58,7 @@ class Plan:
     created: tuple[Wanted, ...] = ()
     expired: tuple[Partition, ...] = ()
     detached: tuple[Partition, ...] = ()
+    dropped: tuple[Partition, ...] = ()
 
 
 def check_table(table: PartitionedTable, column: str, key_kind: str | None) -> tuple[Check, ...]:
@@ -245,10 +247,15 @@ def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan
     if missing:
         work.append(analyze(facts, missing))
     expired = expired_partitions(request, facts)
-    leaving = expired if request.retention_action == "detach" else []
+    leaving = expired if request.retention_action != "keep" else []
     for child in leaving:
         work += detach(facts, child)
-    return Plan(tuple(checks), tuple(work), tuple(missing), tuple(expired), tuple(leaving))
+        if request.archives:
+            work.append(archive_of(child))
+    later, dropped = due(
+        facts, archive=request.archives, drop=request.drops, grace=request.grace, max_drop=request.max_drop
+    )
+    return Plan(tuple(checks), (*work, *later), tuple(missing), tuple(expired), tuple(leaving), tuple(dropped))
 
 
 def expired_partitions(request: Request, facts: Facts) -> list[Partition]:

@@ -63,6 +63,16 @@ class Request:
     move_limit: int = 10_000
     retention: Interval | None = None
     retention_action: str = "keep"
+    grace: Interval = field(default_factory=lambda: Interval(7, "day"))
+    max_drop: int = 1
+
+    @property
+    def archives(self) -> bool:
+        return self.retention_action in ("archive", "drop")
+
+    @property
+    def drops(self) -> bool:
+        return self.retention_action == "drop"
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Wanted:
 class Transaction:
     """Statements that take effect together. ``long``: one statement alone, which waits and works as long as it takes,
     because it keeps no client waiting. ``detaches``: the partition that is none any more afterwards. ``work``:
-    copy or compare, where the statement is only the first, or the runner looks at what it returns."""
+    copy, compare, archive or drop, where the statement is only the first, or the runner looks at what it returns."""
 
     name: str
     summary: str

@@ -30,6 +30,7 @@ from .._postgresql.partition_plan import Plan
 from .._postgresql.partition_shadow import shadow_name
 from .._postgresql.partition_steps import Facts, Request, Transaction, Wanted, detach, finalize
 from .._postgresql.quoting import qualified
+from .archive import Archiver, check_directory
 from .shadow_copy import ShadowCopy
 from .table_work import TableWork, planned
 
@@ -81,6 +82,8 @@ def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
         move_limit=options["move_limit"],
         retention=parse_interval(options["retention"]) if options["retention"] else None,
         retention_action=options["retention_action"],
+        grace=parse_interval(options["grace"]),
+        max_drop=options["max_drop"],
     )
 
 
@@ -161,7 +164,20 @@ class _Windows:
             version_num=self.work.version_num,
         )
         plan = planner.make_plan(request, facts, missing)
-        return plan, [*checks, *plan.checks]
+        return plan, [*checks, *plan.checks, self._check_archive(request)]
+
+    def _check_archive(self, request: Request) -> Check:
+        bad = ""
+        if request.archives:
+            data_directory = self.session.value("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+            bad = check_directory(data_directory or "", self.options["archive_dir"])
+        return Check(
+            "archive",
+            "failed" if bad else "ok",
+            bad or "nothing is wrong with the archive",
+            "a directory on another file system than the database",
+            "make the directory, or mount one there; on another host than the server any directory will do",
+        )
 
     def _detach_plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
         """Nothing to do where a table of that name is detached already."""
@@ -211,7 +227,7 @@ class _Windows:
             brief(self.session, transaction.undo, patience=self.work.patience)
 
     def _apply(self, transaction: Transaction) -> None:
-        if transaction.detaches is not None:
+        if transaction.detaches is not None and not transaction.work:
             self._detach(transaction, transaction.detaches)
         else:
             self._execute(transaction)
@@ -221,6 +237,11 @@ class _Windows:
             ShadowCopy(self.work, self._table()).copy()
         elif transaction.work == "compare":
             ShadowCopy(self.work, self._table()).compare()
+        elif transaction.work == "archive" and transaction.detaches is not None:
+            Archiver(self.work, self._table(), self.options["archive_dir"]).archive(transaction.detaches)
+        elif transaction.work == "drop" and transaction.detaches is not None:
+            archiver = Archiver(self.work, self._table(), self.options["archive_dir"])
+            archiver.drop(transaction.detaches, transaction.statements)
         elif transaction.long:
             (statement,) = transaction.statements
             self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
@@ -264,7 +285,8 @@ class _Windows:
 
     def _verify(self, request: Request) -> None:
         plan, _checks = self._plan(request, self._table())
-        left = [transaction.summary for transaction in plan.transactions]
+        # What a run may drop is bounded; there may be more for the next one.
+        left = [transaction.summary for transaction in plan.transactions if transaction.work != "drop"]
         if left:
             raise DbopsError(
                 found=f"after the run there is still to do: {'; '.join(left)}",
@@ -292,6 +314,7 @@ class _Windows:
             "created": created,
             "expired": [child.full_name for child in plan.expired],
             "detached": [child.full_name for child in plan.detached],
+            "dropped": [child.full_name for child in plan.dropped],
             "checks": [check.as_dict() for check in checks],
             "statements": [statement.sql for step in plan.transactions for statement in step.statements],
             "warnings": planner.warnings(before, plan),

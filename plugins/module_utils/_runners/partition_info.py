@@ -39,7 +39,13 @@ def partition_info(options: dict[str, Any], *, clock: Clock) -> dict[str, Any]:
             "start": None,
             "partial_windows": "fill",
         },
-        **{"default_rows": "refuse", "move_limit": COUNTED, "retention_action": "keep"},
+        **{
+            "default_rows": "refuse",
+            "move_limit": COUNTED,
+            "retention_action": "keep",
+            "grace": "7 days",
+            "max_drop": 0,
+        },
     }
     with TableWork({**defaults, **options}, clock=clock, verb="pg_partition_info") as work:
         table = read_partitioned(work, options["schema"], options["table"])
