@@ -27,7 +27,7 @@ test: ## everything CI runs but the demo: gates, unit, integration, AWX, a share
 	@.venv/bin/python tools/stages.py \
 		lint '$(MAKE) --no-print-directory lint' \
 		unit '.venv/bin/python -m pytest -q tests/unit' \
-		integration '.venv/bin/python -m pytest -q tests/integration' \
+		integration '.venv/bin/python -m pytest -q tests/integration -m "not long"' \
 		awx '.venv/bin/python -m pytest -q tests/awx' \
 		faults '.venv/bin/python -m pytest -q tests/faults -m "not long"'
 
@@ -47,6 +47,7 @@ faults: ## the whole fault matrix, on PostgreSQL 18, 15 and 13; more than an hou
 	@tools/bootstrap.sh test
 	@tools/bootstrap.sh patroni || echo 'PATRONI CANNOT BE INSTALLED HERE, its tests are skipped' >&2
 	@.venv/bin/python tools/stages.py \
+		'tables on 15 and 17' '.venv/bin/python -m pytest -q tests/integration/tables -m long' \
 		'faults on 18' 'DBOPS_VERSION=18 .venv/bin/python -m pytest -q -s tests/faults' \
 		'faults on 15' 'DBOPS_VERSION=15 .venv/bin/python -m pytest -q tests/faults -m "not long" --ignore=tests/faults/test_patroni.py' \
 		'faults on 13' 'DBOPS_VERSION=13 .venv/bin/python -m pytest -q tests/faults -m "not long" --ignore=tests/faults/test_patroni.py'

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import chain, count, islice
 
+from .._core.errors import DbopsError
 from .._core.operation import Check
 from .partition_archive import archive_of, due
 from .partition_bounds import DefaultBound, RangeBound, gaps, parse_bound, window_of
@@ -163,11 +165,17 @@ def wanted_windows(request: Request, table: PartitionedTable, current: int) -> t
 def name_of(request: Request, table: PartitionedTable, window: Window) -> str:
     """By the template. Identity is the bound: the name of a partition that exists is never looked at."""
     key, low = request.key, int(window.lo)
-    if not key.is_time:
-        return request.template.format(table=table.name, start=low)
-    wall = key.wall(low)
+    start = key.wall(low) if key.is_time else low
+    try:
+        name = request.template.format(table=table.name, start=start)
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise DbopsError(
+            found=f"name_template {request.template!r}: {type(error).__name__} {error}",
+            expected="a Python format with table and start, such as {table}_p{start:%Y%m%d}",
+            remedy="correct it",
+        ) from error
     # An hour that clocks show twice.
-    return request.template.format(table=table.name, start=wall) + ("_2" if wall.fold else "")
+    return f"{name}_2" if isinstance(start, datetime) and start.fold else name
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -14,7 +14,8 @@ from tests.integration.tables.scene import PARENT, Partitions
 from tests.lab.cluster import Cluster
 from tests.lab.database import Database
 
-VERSIONS = ("13", "15", "17", "18")
+# The oldest and the newest in `make test`, those between them in `make faults`.
+VERSIONS = ("13", "18", pytest.param("15", marks=pytest.mark.long), pytest.param("17", marks=pytest.mark.long))
 
 
 @pytest.fixture(scope="session", params=VERSIONS)

@@ -42,6 +42,7 @@ SCENES: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("server", ["13", "15", "17", "18"], indirect=True)
 @pytest.mark.parametrize("name", SCENES)
 def test_the_servers_locks_are_the_plans(partitions: Partitions, name: str) -> None:
     there, options = SCENES[name]
