@@ -195,38 +195,13 @@ timeline:
   elements: dict
 """
 
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._core.arguments import partition_key_options, table_options
+from ..module_utils._core.arguments import partition_options
 from ..module_utils._core.clock import Clock
 from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.partition import partition
-
-
-def argument_spec() -> dict[str, Any]:
-    return {
-        **table_options(),
-        **partition_key_options(),
-        "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
-        "partition": {"type": "str"},
-        "key": {"type": "str", "required": True, "no_log": False},
-        "interval": {"type": "str", "required": True},
-        "start": {"type": "str"},
-        "name_template": {"type": "str"},
-        "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
-        "default_rows": {"type": "str", "choices": ["refuse", "promote", "move", "shadow"], "default": "refuse"},
-        "move_limit": {"type": "int", "default": 10000},
-        "retention": {"type": "str"},
-        "retention_action": {"type": "str", "choices": ["keep", "detach", "archive", "drop"], "default": "keep"},
-        "archive_dir": {"type": "path"},
-        "grace": {"type": "str", "default": "7 days"},
-        "max_drop": {"type": "int", "default": 1},
-        "reference_time": {"type": "float"},
-    }
-
 
 REQUIRED_IF = [
     ("state", "detached", ["partition"]),
@@ -236,7 +211,7 @@ REQUIRED_IF = [
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=argument_spec(), required_if=REQUIRED_IF, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=partition_options(), required_if=REQUIRED_IF, supports_check_mode=True)
     missing = missing_driver()
     if missing is not None:
         module.fail_json(msg=missing.message)

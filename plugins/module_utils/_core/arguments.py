@@ -94,3 +94,26 @@ def partition_key_options() -> dict[str, Any]:
         "time_zone": {"type": "str", "default": "UTC"},
         "premake": {"type": "int", "default": 4},
     }
+
+
+def partition_options() -> dict[str, Any]:
+    """All of pg_partition's. The timer of the role partition_maintenance has them without Ansible."""
+    return {
+        **table_options(),
+        **partition_key_options(),
+        "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
+        "partition": {"type": "str"},
+        "key": {"type": "str", "required": True, "no_log": False},
+        "interval": {"type": "str", "required": True},
+        "start": {"type": "str"},
+        "name_template": {"type": "str"},
+        "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},
+        "default_rows": {"type": "str", "choices": ["refuse", "promote", "move", "shadow"], "default": "refuse"},
+        "move_limit": {"type": "int", "default": 10000},
+        "retention": {"type": "str"},
+        "retention_action": {"type": "str", "choices": ["keep", "detach", "archive", "drop"], "default": "keep"},
+        "archive_dir": {"type": "path"},
+        "grace": {"type": "str", "default": "7 days"},
+        "max_drop": {"type": "int", "default": 1},
+        "reference_time": {"type": "float"},
+    }
