@@ -366,6 +366,13 @@ def test_the_module_from_outside(plain: Desk) -> None:
     assert (again["changed"], again.get("warnings", [])) == (False, [])
 
 
+@pytest.mark.parametrize("server", ["14"], indirect=True, scope="session")
+def test_a_14_without_the_defect(tree: Desk) -> None:
+    """Builds are refused on its first minors alone."""
+    assert tree.run()["changed"] is True
+    assert all(valid for _table, valid, _above in state(tree.database).values())
+
+
 @on_18
 def test_bad_input(tree: Desk) -> None:
     database = tree.database
