@@ -58,9 +58,9 @@ class IndexRun:
         self.options = options
         self.clock = clock
         self.present = options["state"] == "present"
-        self.shown = shown(options["schema"], options["table"])
-        # Whoever finds a build of a run that was killed has to know it by this.
-        self.application_name = f"dbops pg_index {self.shown}".encode()[:63].decode(errors="ignore")
+        self.table = f"{options['schema']}.{options['table']}"
+        # By this the next run knows a build of one that was killed. The server keeps 63 bytes of ASCII.
+        self.application_name = f"dbops pg_index {self.table}".encode("ascii", "replace").decode()[:63]
         self.statements: list[str] = []
         self.indexes: list[dict[str, Any]] = []
         self.warnings: list[str] = []
@@ -73,7 +73,7 @@ class IndexRun:
         with TableWork(self.options, clock=self.clock, verb="pg_index") as self.work:
             self.session = self.work.session
             if not check_mode:
-                self.work.take_lease(self.shown)
+                self.work.take_lease(self.table)
                 self._wait_for_orphans()
             tree, plan = self._plan()
             before = overview(tree, self.options["name"])
@@ -121,7 +121,7 @@ class IndexRun:
 
     def _apply(self, plan: Plan) -> None:
         if self.work.runner is None:
-            self.work.open_journal(self.shown, {key: self.options[key] for key in ("name", "state", "schema", "table")})
+            self.work.open_journal(self.table, {key: self.options[key] for key in ("name", "state", "schema", "table")})
         try:
             self.work.run([self._step(action) for action in plan.actions])
         except DbopsError as error:

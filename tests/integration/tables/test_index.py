@@ -537,14 +537,18 @@ def test_check_mode_says_who_is_in_the_way(tree: Desk) -> None:
     assert state(database) == {}
 
 
-@on_18
+@on_13_and_18
 def test_one_run_at_a_time(plain: Desk) -> None:
+    """And the builds of a run are known by their table, whatever it is called."""
     database = plain.database
-    run = partial(run_module, "pg_index", plain.options(table="t"))
-    with at_work(run, database, "INSERT INTO t VALUES (0, 0, '')") as results:
-        held_open(database, "CREATE INDEX CONCURRENTLY")
-        plain.refused("another run works on public.t", check=False, table="t", name="iy", max_locker_wait=2)
-    assert results[0]["changed"] is True
+    database.sql('ALTER TABLE t RENAME TO "Tä ble"')
+    words = plain.options(table="Tä ble")
+    with at_work(partial(run_module, "pg_index", words), database, 'LOCK TABLE "Tä ble" IN ROW EXCLUSIVE MODE') as done:
+        pid = held_open(database, "CREATE INDEX CONCURRENTLY")
+        plain.refused("another run works on public.Tä ble", check=False, table="Tä ble", name="iy", max_locker_wait=2)
+        name = "SELECT application_name FROM pg_stat_activity WHERE pid = %s"
+        assert database.value(name, (pid,)) == IndexRun(words, clock=Clock()).application_name
+    assert done[0]["changed"] is True
 
 
 @on_13_and_18
