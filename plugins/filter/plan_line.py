@@ -11,6 +11,7 @@ version_added: 0.1.0
 author: stateful.dbops contributors (@stateful-dbops)
 description:
   - Writes one element of the RV(stateful.dbops.replica_promote#module:plan) that a module returned as one line.
+  - For work on a table it ends with who holds right now what the step would wait for.
 options:
   _input:
     description: The step.
@@ -45,6 +46,10 @@ def plan_line(step: Mapping[str, Any]) -> str:
         line += f" [{', '.join(marks)}]"
     if step["statements"]:
         line += f" | {'; '.join(step['statements'])}"
+    for statement in step.get("by_statement", []):
+        for each in statement["blocked_by"]:
+            line += f" | in the way: pid {each['pid']} ({each['user']}) with {each['mode']} of {each['relation']}"
+            line += f" for {each['transaction_s']} s"
     return line
 
 

@@ -148,9 +148,10 @@ statements:
   sample: ['CREATE INDEX CONCURRENTLY "users_email" ON "public"."users" USING "btree" ((lower(email)))']
 plan:
   description:
-    - The steps with C(name), C(summary), C(statements) and C(locks). C(brief) is true where locks are waited for in
-      milliseconds only. C(locked) has for each relation C(mode) and C(scanned_bytes), what is read while it is held.
-    - In check mode also C(blocked_by), who holds right now what the step would wait for.
+    - Each step with C(name), C(summary), C(statements) and C(locks), the lock that it takes of each relation. C(brief)
+      is true where locks are waited for in milliseconds only.
+    - C(by_statement) has for each statement C(sql), C(locks) (C(relation), C(mode), C(scanned_bytes), what is read
+      while it is held) and, in check mode, C(blocked_by), who holds right now what it would wait for.
   returned: success
   type: list
   elements: dict

@@ -22,6 +22,7 @@ from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, SHARE, SHARE_UPDATE_EXCLUSIVE
 from .quoting import identifier, literal, qualified
 
 NAME_BYTES = 63  # what the server silently cuts names to
+_SCRAP = re.compile(r"_cc(new|old)\d*$")
 _ELEMENT = ("name", "expression", "order", "nulls", "opclass", "collation")
 
 
@@ -311,6 +312,7 @@ def _converge(tree: Tree, want: Wanted, table: Table, existing: Index | None, na
 
 def _leaf(want: Wanted, table: Table, existing: Index | None, name: str, plan: Plan) -> None:
     index = shown(table.schema, name)
+    plan.actions += _drop_scraps(table, index, existing)
     if existing is not None:
         if existing.valid:
             return
@@ -327,6 +329,21 @@ def _leaf(want: Wanted, table: Table, existing: Index | None, name: str, plan: P
         plan.actions.append(drop_concurrently(table, existing))
     sql = want.create(name, table.sql, concurrently=True)
     plan.actions.append(Action("build", table, index, Statement(sql, _long_locks(table), brief=False)))
+
+
+def left_invalid(table: Table, name: str) -> list[Index]:
+    """What a build or a rebuild of ``name`` (as it is shown) left when it failed: that index itself, and those that
+    REINDEX CONCURRENTLY makes beside it."""
+    return [
+        index
+        for index in table.indexes
+        if name in (index.shown, shown(index.schema, _SCRAP.sub("", index.name)))
+        and not (index.valid or index.parent or index.builder)
+    ]
+
+
+def _drop_scraps(table: Table, name: str, keep: Index | None) -> list[Action]:
+    return [drop_concurrently(table, index) for index in left_invalid(table, name) if index is not keep]
 
 
 def _long_locks(table: Table) -> tuple[Lock, ...]:
@@ -356,7 +373,7 @@ def _adoptable(table: Table, want: Wanted, plan: Plan) -> Index | None:
     ]
     for index in sorted(alike, key=lambda index: index.name not in own):
         if not index.valid and not table.partitioned and index.name not in own:
-            if not index.builder:
+            if not index.builder and not any(index in left_invalid(table, shown(table.schema, name)) for name in own):
                 plan.warnings.append(f"{index.shown} is invalid and not ours: it costs every write, drop it")
         elif not index.valid or want.tablespace in ("", index.tablespace):
             return index
@@ -438,6 +455,8 @@ def plan_absent(tree: Tree, name: str) -> Plan:
             if ours and not index.parent and not index.constraint and not index.replica_identity:
                 _refuse_needed(index, existing)
                 plan.actions.append(_drop(tree, table, index))
+    for table, index in [(tree.top, existing), *_parts(tree, existing)]:
+        plan.actions += _drop_scraps(table, index.shown, index)
     plan.actions.append(_drop(tree, tree.top, existing))
     return plan
 

@@ -21,6 +21,7 @@ from .._postgresql.index_plan import (
     check_name,
     drop_concurrently,
     estimated_bytes,
+    left_invalid,
     overview,
     plan_absent,
     plan_present,
@@ -28,7 +29,7 @@ from .._postgresql.index_plan import (
     shown,
     wanted,
 )
-from .table_work import TableWork
+from .table_work import TableWork, planned
 
 ROUNDS = 3  # a partition that is added meanwhile is indexed by the next one
 OLD_SECONDS = 10  # transactions older than this are worth a warning
@@ -57,9 +58,9 @@ class IndexRun:
         self.options = options
         self.clock = clock
         self.present = options["state"] == "present"
-        self.shown = shown(options["schema"], options["table"])
-        # Whoever finds a build of a run that was killed has to know it by this.
-        self.application_name = f"dbops pg_index {self.shown}".encode()[:63].decode(errors="ignore")
+        self.table = f"{options['schema']}.{options['table']}"
+        # By this the next run knows a build of one that was killed. The server keeps 63 bytes of ASCII.
+        self.application_name = f"dbops pg_index {self.table}".encode("ascii", "replace").decode()[:63]
         self.statements: list[str] = []
         self.indexes: list[dict[str, Any]] = []
         self.warnings: list[str] = []
@@ -72,7 +73,7 @@ class IndexRun:
         with TableWork(self.options, clock=self.clock, verb="pg_index") as self.work:
             self.session = self.work.session
             if not check_mode:
-                self.work.take_lease(self.shown)
+                self.work.take_lease(self.table)
                 self._wait_for_orphans()
             tree, plan = self._plan()
             before = overview(tree, self.options["name"])
@@ -120,23 +121,32 @@ class IndexRun:
 
     def _apply(self, plan: Plan) -> None:
         if self.work.runner is None:
-            self.work.open_journal(self.shown, {key: self.options[key] for key in ("name", "state", "schema", "table")})
+            self.work.open_journal(self.table, {key: self.options[key] for key in ("name", "state", "schema", "table")})
         try:
             self.work.run([self._step(action) for action in plan.actions])
         except DbopsError as error:
             raise error.with_details(**self._so_far()) from error
 
     def _step(self, action: Action) -> Step:
-        apply = partial(self._brief if action.brief else self._long, action)
-        if action.kind in ("build", "reindex"):
-            return Step(_planned(action), apply, partial(self._clean_up, action))
-        return Step(_planned(action), apply)
+        """Without an undo: what is there is kept, and the next run goes on from it."""
+        apply = self._build if action.kind in ("build", "reindex") else self._brief if action.brief else self._long
+        return Step(_planned(action), partial(apply, action))
 
     def _brief(self, action: Action) -> None:
         began = self.clock.monotonic()
         self.statements.append(action.statement.sql)
         brief(self.session, [action.statement], patience=self.work.patience)
         self._done(action, began)
+
+    def _build(self, action: Action) -> None:
+        try:
+            self._long(action)
+        except DbopsError:
+            try:
+                self._clean_up(action)
+            except DbopsError as second:
+                self.warnings.append(f"an invalid index is left, and dropped by the next run: {second.found}")
+            raise
 
     def _long(self, action: Action, *, clean_up: bool = False) -> None:
         """In a session of its own, which may wait as long as it has to, while another one sees for whom it waits."""
@@ -184,8 +194,7 @@ class IndexRun:
             found = self.session.rows(_WAITING, [pid, pid])[0]
             if found["phase"] != phase and action is not None:
                 phase = found["phase"]
-                assert self.work.journal is not None
-                self.work.journal.append(action.name, "note", durable=False, phase=phase)
+                self._note(action.name, phase)
             if (found["pid"], found["since"]) != locker:
                 locker, since = (found["pid"], found["since"]), self.clock.monotonic()
             waited = self.clock.monotonic() - since
@@ -212,18 +221,17 @@ class IndexRun:
                 return why
         return None
 
+    def _note(self, step: str, phase: str) -> None:
+        if self.work.journal is not None:
+            self.work.journal.append(step, "note", durable=False, phase=phase)
+
     def _clean_up(self, action: Action) -> None:
         """What a build that failed leaves: an index that nobody reads and every write has to fill. Dropping it waits
         for the readers of the table; not for ever, because the next run does it as well."""
         tree, _rows = read_tree(self.session, self.options["schema"], self.options["table"], self.options["name"])
-        left = [
-            drop_concurrently(table, index)
-            for table in tree.tables
-            for index in table.indexes
-            if index.shown == action.index and not index.valid and not index.parent and not index.builder
-        ]
-        for drop in left:
-            self._long(drop, clean_up=True)
+        for table in tree.tables:
+            for index in left_invalid(table, action.index):
+                self._long(drop_concurrently(table, index), clean_up=True)
 
     def _wait_for_orphans(self) -> None:
         """The server goes on with a build whose client was killed. It is our build: what it makes is kept."""
@@ -246,26 +254,14 @@ class IndexRun:
 
     # -- saying it
 
-    def _printed(self, plan: Plan) -> list[dict[str, Any]]:
-        return [
-            {
-                **_planned(action).as_dict(),
-                "brief": action.brief,
-                "locked": [lock.as_dict() for lock in action.statement.locks],
-            }
-            for action in plan.actions
-        ]
+    def _printed(self, plan: Plan, *, look: bool = False) -> list[dict[str, Any]]:
+        return [self.work.printed(_planned(action), [action.statement], look=look) for action in plan.actions]
 
     def _predict(self, tree: Tree, plan: Plan, before: dict[str, str]) -> dict[str, Any]:
-        printed = self._printed(plan)
-        for action, step in zip(plan.actions, printed):
+        printed = self._printed(plan, look=True)
+        for action in plan.actions:
             found = blockers(self.session, action.statement.locks)
-            step["blocked_by"] = [blocker.as_dict() for blocker in found]
-            self.warnings += [f"{action.name}: {blocker}" for blocker in found]
-        for row in self.session.rows(_ORPHANS, [self.application_name]):
-            self.warnings.append(
-                f"pid {row['pid']} is still at work for a run that was killed; a run waits for it first"
-            )
+            self.warnings += [f"{action.name}: {each}" for each in found if each.transaction_s >= OLD_SECONDS]
         waits = waits_for(self.session) if not all(action.brief for action in plan.actions) else []
         self.warnings += [
             f"it will have to wait for pid {row['pid']} ({row['user']}, {row['application_name']}, {row['client']}), "
@@ -309,12 +305,7 @@ def _planned(action: Action) -> PlannedStep:
         "attach": f"make the part of {table} a part of the whole; the last one makes the whole valid",
         "drop": "drop it" if action.brief else f"drop it from {table} while clients write",
     }[action.kind]
-    locks = ", ".join(
-        f"{lock.mode} of {lock.relation}"
-        + (f" while {lock.scanned_bytes} bytes are read" if lock.scanned_bytes else "")
-        for lock in action.statement.locks
-    )
-    return PlannedStep(action.name, summary, (action.statement.sql,), locks)
+    return planned(action.name, summary, [action.statement])
 
 
 def _explained(error: DbopsError, action: Action) -> DbopsError:

@@ -139,8 +139,8 @@ class TableWork:
     def run(self, steps: list[Step]) -> None:
         """Apply them in order. When one fails, what was begun is undone: that takes away what only helps on the way,
         because a step whose effect is wanted has no undo. The next run goes on from there."""
-        assert self.runner is not None
-        assert self.journal is not None
+        if self.runner is None or self.journal is None:
+            raise AssertionError("open_journal comes first")
         try:
             with self.runner.signals():
                 self.runner.run(steps)

@@ -41,3 +41,12 @@ def test_a_filter_has_the_name_of_its_file(module: Any, function: Any) -> None:
 )
 def test_a_step_is_one_line(step: PlannedStep, line: str) -> None:
     assert plan_line.plan_line(step.as_dict()) == line
+
+
+def test_a_step_says_who_is_in_its_way() -> None:
+    blocker = {"pid": 7, "user": "app", "mode": "RowExclusiveLock", "relation": "public.t", "transaction_s": 9}
+    step = PlannedStep("create public.ix", "an index", ("CREATE INDEX",), "ShareLock of public.t").as_dict()
+    assert plan_line.plan_line({**step, "by_statement": [{"blocked_by": [blocker]}, {"blocked_by": []}]}) == (
+        "create public.ix: an index [locks: ShareLock of public.t] | CREATE INDEX"
+        " | in the way: pid 7 (app) with RowExclusiveLock of public.t for 9 s"
+    )

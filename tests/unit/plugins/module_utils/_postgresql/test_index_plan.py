@@ -138,6 +138,7 @@ def trees(draw: st.DrawFn) -> Tree:
         above = next((other for other in placed if other.oid == table.parent), None)
         parents = [index for index in above.indexes if index.definition == WANT.definition] if above else []
         names = ["ix"] if table.oid == 1 else [*own_names(table, "ix"), f"somebodys_{table.oid}"]
+        names += [f"{names[0]}_ccnew"] if table.kind == "r" else []
         for name in dict.fromkeys(names):
             kind = draw(
                 st.sampled_from(["none", "none", "valid", "invalid", "attached", "broken", "other", "constraint"])
@@ -325,6 +326,19 @@ def test_a_unique_index_with_the_key_is_not_refused() -> None:
 def test_not_dropped(tree: Tree, text: str) -> None:
     with pytest.raises(DbopsError, match=text):
         plan_absent(tree, "ix")
+
+
+def test_what_a_rebuild_left_is_dropped() -> None:
+    left = Index(6, "s", "ix_ccnew", "btree (k)", valid=False)
+    valid = Index(5, "s", "ix", "btree (k)")
+    for indexes, expected in (
+        ((valid, left), ["drop s.ix_ccnew"]),
+        ((left,), ["drop s.ix_ccnew", "build s.ix"]),
+        ((valid, dataclasses.replace(left, builder="pid 7")), []),
+        ((valid, dataclasses.replace(left, valid=True)), []),
+    ):
+        assert [action.name for action in plan_present(one(*indexes), WANT).actions] == expected
+    assert [action.name for action in plan_absent(one(valid, left), "ix").actions] == ["drop s.ix_ccnew", "drop s.ix"]
 
 
 def test_warnings() -> None:
