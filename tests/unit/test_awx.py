@@ -32,8 +32,8 @@ def load(path: Path) -> Any:
 
 
 def options(playbook: str) -> dict[str, Any]:
-    """The argument spec of what the playbook's last play runs."""
-    play = load(CHECKOUT / "playbooks" / f"{playbook}.yml")[-1]
+    """The argument spec of what the playbook runs, in the play before the last."""
+    play = load(CHECKOUT / "playbooks" / f"{playbook}.yml")[-2]
     called = {"name": play["roles"][0]["role"]} if "roles" in play else play["tasks"][0]["ansible.builtin.include_role"]
     role = called["name"].removeprefix("stateful.dbops.")
     specs = load(CHECKOUT / "roles" / role / "meta" / "argument_specs.yml")["argument_specs"]
