@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, Lock, Statement
 from .partition_catalog import Detached, Partition
 from .partition_keys import Interval, Key
-from .partition_steps import Facts, Transaction
+from .partition_steps import FOREIGN, Facts, Transaction
 
 # So that a row is the same text in every session that hashes or copies it.
 SETTINGS = """
@@ -33,12 +33,13 @@ def due(
 ) -> tuple[list[Transaction], list[Partition]]:
     """The transactions for tables that were detached before this run, oldest first, and those that they drop. A table
     is dropped when it was archived and the grace has passed since it was detached; no more than ``max_drop``. A default
-    partition that was rebuilt is left alone: its rows are in the table."""
+    partition that was rebuilt is left alone, its rows are in the table; so is a foreign table, whose rows are
+    elsewhere."""
     work: list[Transaction] = []
     dropped: list[Partition] = []
     before_us = Key("timestamptz").back(facts.now_us, grace)
     for one in sorted(facts.detached, key=lambda item: (item.detached_at, item.table.full_name)):
-        if one.table.bound == "DEFAULT":
+        if one.table.bound == "DEFAULT" or one.table.kind == FOREIGN:
             continue
         if archive and one.archive is None:
             work.append(archive_of(one.table))

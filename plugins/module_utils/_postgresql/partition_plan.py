@@ -21,6 +21,7 @@ from .partition_catalog import BOUND, GUARD, Partition, PartitionedTable
 from .partition_keys import MINVALUE, Interval, Key, Window, windows
 from .partition_shadow import discard, rebuild, retired_name
 from .partition_steps import (
+    FOREIGN,
     NAME_BYTES,
     Facts,
     Request,
@@ -286,7 +287,7 @@ def unfinished(facts: Facts) -> list[Transaction]:
             work.append(Transaction(f"finalize {child.name}", summary, end, detaches=child))
             work += release(facts.table, child)
     for one in facts.detached:
-        if not one.blocked or one.table.foreign_keys:
+        if (not one.blocked and one.table.kind != FOREIGN) or one.table.foreign_keys:
             work += release(facts.table, one.table)
     return work
 

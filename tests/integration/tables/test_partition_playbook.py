@@ -27,8 +27,9 @@ PAST = "CREATE TABLE ev_past PARTITION OF ev FOR VALUES FROM ('2020-01-01+00') T
 
 
 @pytest.mark.parametrize("server", ["18"], indirect=True, scope="session")
-def test_a_round_by_playbook(database: Database) -> None:
-    """Bad input, check, one part by tag, do, do again."""
+def test_a_round_by_playbook(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input, check, one part by tag, do, do again; on a controller whose clock shows another zone's time."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
     database.sql(f"{PARENT}; {PAST}; CREATE TABLE n (id int) PARTITION BY RANGE (id)")
     hosts = inventory.write(database.cluster)
     words = {
