@@ -39,8 +39,54 @@ options:
     description:
       - Width of a window, as C(hour), C(day), C(week), C(month), C(quarter), C(year), or several such as C(6 hours).
       - For an integer key a number. Hours must divide the day.
+      - One of this, O(lists) and O(modulus) is needed.
     type: str
-    required: true
+  lists:
+    description:
+      - The partitions of a table that is partitioned by list. Those of which no value is in a partition are made.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: Name of the partition, if it has to be made.
+        type: str
+        required: true
+      values:
+        description: Its values, written as the server prints them; null for NULL.
+        type: list
+        elements: raw
+        required: true
+  modulus:
+    description:
+      - Into how many parts a table that is partitioned by hash is divided. The remainders that are missing are made.
+      - Existing partitions may have a modulus that divides it or is divided by it. No row moves from one to another.
+    type: int
+  subpartitions:
+    description:
+      - How each partition that is made is partitioned itself, by list or by hash.
+    type: dict
+    suboptions:
+      key:
+        description: The column.
+        type: str
+        required: true
+      lists:
+        description: As O(lists). The names are what follows the partition's name and an underscore.
+        type: list
+        elements: dict
+        suboptions:
+          name:
+            description: What follows the partition's name.
+            type: str
+            required: true
+          values:
+            description: Its values.
+            type: list
+            elements: raw
+            required: true
+      modulus:
+        description: As O(modulus).
+        type: int
   start:
     description:
       - Date, or date and time, in O(time_zone), of an integer key a number, in the first window that has to exist.
@@ -149,7 +195,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 created:
-  description: Partitions that were made, or would be.
+  description: Partitions that were made, or would be, with C(name) and C(bound); of a range also C(from) and C(to).
   returned: success
   type: list
   elements: dict
@@ -203,6 +249,7 @@ from ..module_utils._core.errors import DbopsError
 from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.partition import partition
 
+WANTED = ["interval", "lists", "modulus"]
 REQUIRED_IF = [
     ("state", "detached", ["partition"]),
     ("retention_action", "archive", ["archive_dir"]),
@@ -211,7 +258,13 @@ REQUIRED_IF = [
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec=partition_options(), required_if=REQUIRED_IF, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=partition_options(),
+        required_if=REQUIRED_IF,
+        required_one_of=[WANTED],
+        mutually_exclusive=[WANTED],
+        supports_check_mode=True,
+    )
     missing = missing_driver()
     if missing is not None:
         module.fail_json(msg=missing.message)

@@ -96,6 +96,14 @@ def partition_key_options() -> dict[str, Any]:
     }
 
 
+def list_options() -> dict[str, Any]:
+    """A partition of a table that is partitioned by list."""
+    return {
+        "name": {"type": "str", "required": True},
+        "values": {"type": "list", "elements": "raw", "required": True},
+    }
+
+
 def partition_options() -> dict[str, Any]:
     """All of pg_partition's. The timer of the role partition_maintenance has them without Ansible."""
     return {
@@ -104,7 +112,19 @@ def partition_options() -> dict[str, Any]:
         "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
         "partition": {"type": "str"},
         "key": {"type": "str", "required": True, "no_log": False},
-        "interval": {"type": "str", "required": True},
+        "interval": {"type": "str"},
+        "lists": {"type": "list", "elements": "dict", "options": list_options()},
+        "modulus": {"type": "int"},
+        "subpartitions": {
+            "type": "dict",
+            "options": {
+                "key": {"type": "str", "required": True, "no_log": False},
+                "lists": {"type": "list", "elements": "dict", "options": list_options()},
+                "modulus": {"type": "int"},
+            },
+            "required_one_of": [["lists", "modulus"]],
+            "mutually_exclusive": [["lists", "modulus"]],
+        },
         "start": {"type": "str"},
         "name_template": {"type": "str"},
         "partial_windows": {"type": "str", "choices": ["refuse", "fill"], "default": "refuse"},

@@ -9,6 +9,7 @@ The session prints names with their schema and times in UTC (see _runners/table_
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,20 +139,20 @@ class PartitionedTable:
 @dataclass(frozen=True)
 class DefaultRows:
     """What is in a default partition. ``lo``, ``hi``: its least and greatest key, None where it has no row with a
-    key. ``within``: rows in each window asked for, counted up to the limit that was given."""
+    key. ``within``: rows of each partition asked for, by its name, counted up to the limit that was given."""
 
     lo: int | None = None
     hi: int | None = None
     nulls: bool = False
-    within: tuple[tuple[Window, int], ...] = ()
+    within: tuple[tuple[str, int], ...] = ()
     constraints: tuple[str, ...] = ()
     bound: str = ""
     """What must be true of a row of it, as an expression."""
     mirrored: bool = False
     """It has the triggers of a rebuilding that was begun."""
 
-    def rows(self, window: Window) -> int:
-        return dict(self.within).get(window, 0)
+    def rows(self, name: str) -> int:
+        return dict(self.within).get(name, 0)
 
 
 @dataclass(frozen=True)
@@ -322,24 +323,34 @@ def _partman(session: Session, schema: str, name: str) -> bool:
 
 
 def read_default(
-    session: Session, default: Partition, key: Key, column: str, wanted: list[Window], *, limit: int
+    session: Session,
+    default: Partition,
+    key: Key | None,
+    column: str,
+    wanted: Sequence[tuple[str, str, Window | None]],
+    *,
+    limit: int,
 ) -> DefaultRows:
-    """Its extent, and for each window how many rows (no more than ``limit`` are counted). Reads the table without a
-    lock that anybody would notice; without an index on the key it reads all of it."""
+    """Its extent, where the key has an order, and for each (name, which rows, window) how many rows; no more than
+    ``limit`` are counted. Reads the table without a lock that anybody would notice; without an index on the key all of
+    it is read."""
     name = identifier(column)
     # There is no min(uuid), and where there is an index this is as fast.
     end = f"SELECT {name}::text FROM {default.sql} WHERE {name} IS NOT NULL ORDER BY {name}"  # noqa: S608  quoted identifiers
     nulls = f"EXISTS (SELECT FROM {default.sql} WHERE {name} IS NULL)"
     extent = session.rows(f"SELECT ({end} LIMIT 1) AS lo, ({end} DESC LIMIT 1) AS hi, {nulls} AS nulls")[0]
-    lo, hi = (None if extent[side] is None else key.parse(extent[side]) for side in ("lo", "hi"))
+    lo, hi = (None if key is None or extent[side] is None else key.parse(extent[side]) for side in ("lo", "hi"))
+    span = None if lo is None or hi is None else Window(lo, hi + 1)
     inhabited = [
-        window for window in wanted if lo is not None and hi is not None and window.overlaps(Window(lo, hi + 1))
+        (item, where)
+        for item, where, window in wanted
+        if window is None or (span is not None and window.overlaps(span))
     ]
     return DefaultRows(
         lo=lo,
         hi=hi,
         nulls=extent["nulls"],
-        within=tuple((window, _count(session, default, key, name, window, limit)) for window in inhabited),
+        within=tuple((item, _count(session, default, where, limit)) for item, where in inhabited),
         constraints=tuple(
             row["name"]
             for row in session.rows(
@@ -356,9 +367,8 @@ def read_default(
     )
 
 
-def _count(session: Session, table: Partition, key: Key, column: str, window: Window, limit: int) -> int:
-    statement = f"""SELECT count(*) FROM (SELECT FROM {table.sql} WHERE {condition(key, column, window)}
-                     LIMIT {limit:d}) AS found"""  # noqa: S608  quoted identifiers and literals
+def _count(session: Session, table: Partition, where: str, limit: int) -> int:
+    statement = f"SELECT count(*) FROM (SELECT FROM {table.sql} WHERE {where} LIMIT {limit:d}) AS found"  # noqa: S608  quoted identifiers and literals
     return int(session.value(statement))
 
 

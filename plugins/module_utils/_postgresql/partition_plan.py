@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from fractions import Fraction
 from itertools import chain, count, islice
 
 from .._core.errors import DbopsError
 from .._core.operation import Check
 from .partition_archive import archive_of, due
-from .partition_bounds import DefaultBound, RangeBound, gaps, parse_bound, window_of
+from .partition_bounds import DefaultBound, Edge, HashBound, ListBound, RangeBound, gaps, parse_bound, window_of
 from .partition_catalog import BOUND, GUARD, Partition, PartitionedTable
 from .partition_keys import MINVALUE, Interval, Key, Window, windows
 from .partition_shadow import discard, rebuild, retired_name
@@ -35,6 +36,10 @@ from .partition_steps import (
     finalize,
     guard,
     move,
+    of_hash,
+    of_list,
+    of_range,
+    parts_below,
     promote,
     release,
     shown,
@@ -64,7 +69,9 @@ class Plan:
     dropped: tuple[Partition, ...] = ()
 
 
-def check_table(table: PartitionedTable, column: str, key_kind: str | None) -> tuple[Check, ...]:
+def check_table(
+    table: PartitionedTable, column: str, key_kind: str | None, strategy: str = "range"
+) -> tuple[Check, ...]:
     """What has to hold before bounds can be read at all."""
     name = table.full_name
     owner = Check(
@@ -81,20 +88,22 @@ def check_table(table: PartitionedTable, column: str, key_kind: str | None) -> t
         "one manager of a table's partitions",
         "remove it there (it keeps its partitions), or leave it to pg_partman",
     )
-    strategy = Check(
+    by = Check(
         "strategy",
-        "ok" if table.strategy == "range" else "failed",
+        "ok" if table.strategy == strategy else "failed",
         f"{name} is partitioned by {table.strategy}" if table.strategy else f"{name} is not partitioned",
-        "a table partitioned by range",
-        "name the partitioned table itself, not one of its partitions",
+        f"a table partitioned by {strategy}",
+        "name the partitioned table itself, not a partition of it; a range has interval, a list lists, a hash modulus",
     )
-    return (owner, partman, strategy, _check_key(table, column, key_kind))
+    return (owner, partman, by, _check_key(table, column, key_kind, strategy))
 
 
-def _check_key(table: PartitionedTable, column: str, kind: str | None) -> Check:
+def _check_key(table: PartitionedTable, column: str, kind: str | None, strategy: str) -> Check:
     names = ", ".join(item.name if item else "an expression" for item in table.key)
     fits = len(table.key) == 1 and table.key[0] is not None and table.key[0].name == column
     found, remedy = f"the partition key of {table.full_name} is {names or 'nothing'}", f"give it as key: {names}"
+    if strategy != "range":
+        return Check("key", "ok" if fits else "failed", found, f"partitioned by {column} alone", remedy)
     if fits and table.key[0] is not None:
         type_name = table.key[0].type
         only = TYPES.get(type_name)
@@ -150,17 +159,90 @@ def wanted_windows(request: Request, table: PartitionedTable, current: int) -> t
         parts = [part for part in gaps(existing, window) if part.hi > cutoff]
         if parts and parts != [window]:
             overlaps.append(f"{shown(request.key, window)} and {_names(existing, window)}")
-        missing += [Wanted(part, _free(name_of(request, table, part), taken)) for part in parts]
+        missing += [of_range(request, part, _free(name_of(request, table, part), taken)) for part in parts]
         if window.hi >= last.hi:
             break
-    partial = Check(
+    return missing, [_overlap(request, overlaps), *_check_names(request, missing)]
+
+
+def _overlap(request: Request, overlaps: Sequence[str]) -> Check:
+    return Check(
         "overlap",
         "failed" if overlaps and request.partial == "refuse" else "ok",
-        "; ".join(overlaps) or "no window overlaps an existing partition in part",
-        "each window is missing or covered as a whole",
-        "correct interval or time_zone; or give partial_windows: fill, to add what is missing of such a window",
+        "; ".join(overlaps) or "no partition that is wanted is there in part",
+        "each is missing or there as a whole",
+        "correct interval, time_zone or lists; or give partial_windows: fill, to add what is missing of it",
     )
-    return missing, [partial, *_check_names(missing)]
+
+
+def wanted_lists(request: Request, table: PartitionedTable) -> tuple[list[Wanted], list[Check]]:
+    """Of each list the values that no partition has. Values are compared as the server prints them."""
+    existing = {value: child for child in table.partitions for value in bound_values(child.bound)}
+    taken = {child.name for child in table.partitions}
+    given = [value for _name, values in request.lists for value in values]
+    twice = sorted({str(value) for value in given if given.count(value) > 1})
+    missing: list[Wanted] = []
+    overlaps = []
+    for name, values in request.lists:
+        rest = [value for value in values if value not in existing]
+        if rest and len(rest) < len(values):
+            others = sorted({existing[value].full_name for value in values if value in existing})
+            overlaps.append(f"{name} and {', '.join(others)}")
+        if rest:
+            missing.append(of_list(request.column, rest, _free(name, taken)))
+    return missing, [
+        Check(
+            "values",
+            "failed" if twice else "ok",
+            f"{', '.join(twice)} in more than one list" if twice else "every value is in one list",
+            "each value in one list",
+            "correct lists",
+        ),
+        _overlap(request, overlaps),
+        *_check_names(request, missing),
+    ]
+
+
+def bound_values(text: str) -> tuple[str | None, ...]:
+    """The values of a list's bound; none of another bound."""
+    bound = parse_bound(text)
+    return tuple(value for value in bound.values if not isinstance(value, Edge)) if isinstance(bound, ListBound) else ()
+
+
+def wanted_hash(request: Request, table: PartitionedTable) -> tuple[list[Wanted], list[Check]]:
+    """The remainders that no partition has. A partition of a smaller modulus has several of them, and those of a larger
+    one together have one."""
+    modulus, taken = request.modulus, {child.name for child in table.partitions}
+    there = [
+        bound for bound in (parse_bound(child.bound) for child in table.partitions) if isinstance(bound, HashBound)
+    ]
+    strange = [bound for bound in there if bound.modulus % modulus and modulus % bound.modulus]
+    missing: list[Wanted] = []
+    overlaps = []
+    for remainder in range(modulus):
+        coarse = [
+            bound for bound in there if modulus % bound.modulus == 0 and remainder % bound.modulus == bound.remainder
+        ]
+        fine = [bound for bound in there if bound.modulus % modulus == 0 and bound.remainder % modulus == remainder]
+        share = sum(Fraction(modulus, bound.modulus) for bound in fine)
+        if coarse or share == 1:
+            continue
+        if share:
+            overlaps.append(f"remainder {remainder} of {modulus} and partitions of a larger modulus")
+            continue
+        name = request.template.format(table=table.name, start=remainder)
+        missing.append(of_hash(modulus, remainder, _free(name, taken)))
+    return missing, [
+        Check(
+            "modulus",
+            "failed" if strange or overlaps else "ok",
+            "; ".join([*(f"there is a partition of modulus {bound.modulus}" for bound in strange), *overlaps])
+            or f"modulus {modulus} fits",
+            "a modulus that divides those of the partitions, or is divided by them, each remainder whole or missing",
+            "give another modulus; rows do not move from one partition to another here",
+        ),
+        *_check_names(request, missing),
+    ]
 
 
 def name_of(request: Request, table: PartitionedTable, window: Window) -> str:
@@ -184,9 +266,11 @@ def _free(name: str, taken: set[str]) -> str:
     return next(one for one in chain([name], (f"{name}_{number}" for number in count(2))) if one not in taken)
 
 
-def _check_names(missing: Sequence[Wanted]) -> list[Check]:
-    long = [item.name for item in missing if len(item.name.encode()) > NAME_BYTES]
+def _check_names(request: Request, missing: Sequence[Wanted]) -> list[Check]:
     names = [item.name for item in missing]
+    if request.below is not None:
+        names += [part.name for item in missing for part in parts_below(request.below, item.name)]
+    long = [name for name in names if len(name.encode()) > NAME_BYTES]
     twice = sorted({name for name in names if names.count(name) > 1})
     return [
         Check(
@@ -221,7 +305,7 @@ def names_to_look_up(table: PartitionedTable, missing: Iterable[Wanted], now_us:
 
 def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan:
     default = facts.table.default
-    inhabited = [item for item in missing if facts.default_rows.rows(item.window)]
+    inhabited = [item for item in missing if facts.default_rows.rows(item.name)]
     rebuilding = bool(inhabited) and request.default_rows == "shadow"
     checks = [_check_names_free(facts, missing, rebuilding=rebuilding), _check_schema(facts, bool(missing))]
     work = unfinished(facts)
@@ -242,7 +326,7 @@ def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan
         else:
             for item in inhabited:
                 work += move(request, facts, default, item)
-    future = [item for item in empty if item.window.lo > facts.current]
+    future = [item for item in empty if item.window is not None and item.window.lo > facts.current]
     guarded = future if default is not None and default.bytes > SCAN_LIMIT else []
     unguarded = [item for item in empty if item not in guarded]
     checks.append(_check_scan(default, unguarded))
@@ -269,7 +353,7 @@ def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan
 
 def expired_partitions(request: Request, facts: Facts) -> list[Partition]:
     """Those that end, by their real bound, before the retention; oldest first. The default one never does."""
-    if request.retention is None:
+    if request.retention is None or request.strategy != "range":
         return []
     cutoff = request.key.back(facts.current, request.retention)
     found = ranges(facts.table, request.key)
@@ -325,8 +409,8 @@ def _check_default_rows(request: Request, facts: Facts, inhabited: Sequence[Want
     default, rows, table = facts.table.default, facts.default_rows, facts.table
     name = default.full_name if default else ""
     held = "; ".join(
-        f"{name} holds {rows.rows(item.window)}{'+' if rows.rows(item.window) > request.move_limit else ''} rows of "
-        f"{shown(request.key, item.window)}"
+        f"{name} holds {rows.rows(item.name)}{'+' if rows.rows(item.name) > request.move_limit else ''} rows of "
+        f"{item.shown}"
         for item in inhabited
     )
 
@@ -349,8 +433,12 @@ def _check_default_rows(request: Request, facts: Facts, inhabited: Sequence[Want
             "a primary key, by which rows are copied, and no publication that would send the copies",
             "add a primary key; or let the publication name its tables, and publish via the partition root",
         )
+    if request.below is not None and request.default_rows in ("promote", "shadow"):
+        return check(held, "new partitions that are not partitioned themselves", "give default_rows: move")
+    if request.default_rows == "promote" and request.strategy != "range":
+        return check(held, "a table partitioned by range", "give default_rows: shadow, or move if they are few")
     if request.default_rows == "promote":
-        window = inhabited[0].window
+        window = inhabited[0].span
         alone = (
             not rows.nulls and rows.lo is not None and rows.hi is not None and rows.lo in window and rows.hi in window
         )
@@ -359,17 +447,17 @@ def _check_default_rows(request: Request, facts: Facts, inhabited: Sequence[Want
         )
         return check(
             "" if alone else beyond,
-            f"all rows of {name} belong to {shown(request.key, window)}",
+            f"all rows of {name} belong to {inhabited[0].shown}",
             "make the interval wide enough for them, or give default_rows: shadow",
         )
     if request.default_rows == "move":
-        many = [item for item in inhabited if rows.rows(item.window) > request.move_limit]
+        many = [item for item in inhabited if rows.rows(item.name) > request.move_limit]
         because = [f"trigger {trigger} fires on the rows" for trigger in table.row_triggers]
         because += [f"publication {publication} publishes the partitions" for publication in table.publications]
         return check(
             "; ".join(
                 [
-                    *(f"more than {request.move_limit} rows of {shown(request.key, item.window)}" for item in many),
+                    *(f"more than {request.move_limit} rows of {item.shown}" for item in many),
                     *because,
                 ]
             ),

@@ -21,16 +21,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, ROW_EXCLUSIVE, ROW_SHARE, SHARE_ROW_EXCLUSIVE, Lock, Statement
-from .partition_catalog import BOUND, MIRROR, SHADOW, Partition, PartitionedTable, condition, mark
+from .partition_catalog import BOUND, MIRROR, SHADOW, Partition, PartitionedTable, mark
 from .partition_keys import DAY, Key
 from .partition_steps import (
     NAME_BYTES,
+    REPLICA_IDENTITY,
     Facts,
     Request,
     Transaction,
     Wanted,
-    belongs,
-    bounds,
     discard_leftover,
     new_table,
     release,
@@ -113,7 +112,7 @@ def _make(request: Request, facts: Facts, default: Partition, items: Sequence[Wa
     would otherwise have to find out by reading, under a lock."""
     table, shadow = facts.table, _shadow(facts.table)
     column = identifier(request.column)
-    like = new_table(facts, shadow_name(table), "", f" PARTITION BY RANGE ({column})")
+    like = new_table(facts, shadow_name(table), "", f" PARTITION BY {request.strategy.upper()} ({column})")
     statements = [*(drop for item in items for drop in discard_leftover(facts, item.name)), *like]
     for key in table.foreign_keys:
         sql = f"ALTER TABLE {shadow} ADD CONSTRAINT {identifier(key.name)} {key.definition}"
@@ -121,13 +120,11 @@ def _make(request: Request, facts: Facts, default: Partition, items: Sequence[Wa
     outside = [f"({facts.default_rows.bound})"] if facts.default_rows.bound else []
     for item in items:
         target = qualified(table.schema, item.name)
-        statements += _part(
-            table, item.name, f"FOR VALUES {bounds(request, item.window)}", belongs(request, item.window)
-        )
-        outside.append(f"NOT ({column} IS NOT NULL AND {condition(request.key, column, item.window)})")
-        if table.replica_identity in _REPLICA_IDENTITY:
+        statements += _part(table, item.name, f"FOR VALUES {item.bounds}", item.belongs)
+        outside.append(f"NOT ({item.belongs})")
+        if table.replica_identity in REPLICA_IDENTITY:
             statements.append(
-                Statement(f"ALTER TABLE {target} REPLICA IDENTITY {_REPLICA_IDENTITY[table.replica_identity]}")
+                Statement(f"ALTER TABLE {target} REPLICA IDENTITY {REPLICA_IDENTITY[table.replica_identity]}")
             )
     statements += _part(table, successor(default.name), "DEFAULT", " AND ".join(outside))
     statements += [
@@ -143,9 +140,6 @@ def _make(request: Request, facts: Facts, default: Partition, items: Sequence[Wa
         tuple(statements),
         undo=_taken_away(table, default),
     )
-
-
-_REPLICA_IDENTITY = {"f": "FULL", "n": "NOTHING"}
 
 
 def _part(table: PartitionedTable, name: str, bound: str, check: str) -> list[Statement]:
@@ -248,7 +242,7 @@ def _cut_over(request: Request, facts: Facts, default: Partition, items: Sequenc
     for item in items:
         target = qualified(table.schema, item.name)
         statements += [
-            Statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {bounds(request, item.window)}"),
+            Statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {item.bounds}"),
             Statement(f"ALTER TABLE {target} DROP CONSTRAINT {BOUND}"),
         ]
     statements += [

@@ -44,14 +44,26 @@ from .quoting import identifier, literal, qualified
 
 NAME_BYTES = 63
 FOREIGN = "f"
+REPLICA_IDENTITY = {"f": "FULL", "n": "NOTHING"}
 _WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+
+
+@dataclass(frozen=True)
+class Below:
+    """How each new partition is partitioned itself: ``strategy`` list or hash, by ``column``."""
+
+    strategy: str
+    column: str
+    lists: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    modulus: int = 0
 
 
 @dataclass(frozen=True)
 class Request:
     """``first``: a position in the first window wanted, None for the current one. ``partial``: refuse or fill, where an
-    existing partition covers a part of a window. ``default_rows``: refuse, promote or move, where the default partition
-    holds rows of one. ``move_limit``: rows."""
+    existing partition covers a part of a window. ``default_rows``: refuse, promote, move or shadow, where the default
+    partition holds rows of one. ``move_limit``: rows. Of a table partitioned by list or hash ``key``, ``interval`` and
+    what is counted in them have no meaning; ``lists`` or ``modulus`` say what is wanted."""
 
     column: str
     key: Key
@@ -66,6 +78,10 @@ class Request:
     retention_action: str = "keep"
     grace: Interval = field(default_factory=lambda: Interval(7, "day"))
     max_drop: int = 1
+    strategy: str = "range"
+    lists: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    modulus: int = 0
+    below: Below | None = None
 
     @property
     def archives(self) -> bool:
@@ -78,8 +94,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Wanted:
-    window: Window
+    """A partition to be made. ``bounds``: what follows FOR VALUES; ``where``: which rows are its; ``belongs``: the same
+    as a CHECK that the server takes as a proof; ``shown``: for people; ``window``: of a range."""
+
     name: str
+    bounds: str
+    where: str
+    belongs: str
+    shown: str
+    window: Window | None = None
+
+    @property
+    def span(self) -> Window:
+        assert self.window is not None
+        return self.window
 
 
 @dataclass(frozen=True)
@@ -144,19 +172,19 @@ def new_table(facts: Facts, name: str, check: str, partitioned: str = "") -> tup
     statements = [_statement(like, Lock(table.full_name, ACCESS_SHARE))]
     if table.user != table.owner:
         statements.append(_statement(f"ALTER TABLE {target} OWNER TO {identifier(table.owner)}"))
-    identity = {"f": "FULL", "n": "NOTHING"}.get(table.replica_identity)
-    if identity and not partitioned:
+    if table.replica_identity in REPLICA_IDENTITY and not partitioned:
+        identity = REPLICA_IDENTITY[table.replica_identity]
         statements.append(_statement(f"ALTER TABLE {target} REPLICA IDENTITY {identity}"))
     return tuple(statements)
 
 
-def _attach(request: Request, table: PartitionedTable, name: str, window: Window, *more: Lock) -> tuple[Statement, ...]:
+def _attach(table: PartitionedTable, item: Wanted, *more: Lock) -> tuple[Statement, ...]:
     """The constraint that proved the bound has done its work; the table is locked anyhow, and nobody sees it yet."""
-    target = qualified(table.schema, name)
-    child = Lock(f"{table.schema}.{name}", ACCESS_EXCLUSIVE)
+    target = qualified(table.schema, item.name)
+    child = Lock(f"{table.schema}.{item.name}", ACCESS_EXCLUSIVE)
     return (
         _statement(
-            f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {bounds(request, window)}",
+            f"ALTER TABLE {table.sql} ATTACH PARTITION {target} FOR VALUES {item.bounds}",
             Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE),
             child,
             *more,
@@ -166,14 +194,34 @@ def _attach(request: Request, table: PartitionedTable, name: str, window: Window
     )
 
 
-def bounds(request: Request, window: Window) -> str:
-    return f"FROM ({request.key.sql(window.lo)}) TO ({request.key.sql(window.hi)})"
-
-
-def belongs(request: Request, window: Window) -> str:
+def of_range(request: Request, window: Window, name: str) -> Wanted:
     """Without IS NOT NULL the server does not take a CHECK on a column that may be NULL as a proof."""
     column = identifier(request.column)
-    return f"{column} IS NOT NULL AND {condition(request.key, column, window)}"
+    where = condition(request.key, column, window)
+    return Wanted(
+        name,
+        f"FROM ({request.key.sql(window.lo)}) TO ({request.key.sql(window.hi)})",
+        where,
+        f"{column} IS NOT NULL AND {where}",
+        shown(request.key, window),
+        window,
+    )
+
+
+def of_list(column: str, values: Sequence[str | None], name: str) -> Wanted:
+    quoted, given = identifier(column), [literal(value) for value in values if value is not None]
+    within = f"{quoted} IN ({', '.join(given)})" if given else ""
+    null = f"{quoted} IS NULL" if None in values else ""
+    where = " OR ".join(part for part in (within, null) if part)
+    belongs = where if null else f"{quoted} IS NOT NULL AND {where}"
+    listed = ", ".join([*given, *(["NULL"] if null else [])])
+    return Wanted(name, f"IN ({listed})", f"({where})", belongs, f"values {listed}")
+
+
+def of_hash(modulus: int, remainder: int, name: str) -> Wanted:
+    """Which rows are its only the server knows; there is no default partition they could be in."""
+    shown = f"remainder {remainder} of {modulus}"
+    return Wanted(name, f"WITH (MODULUS {modulus}, REMAINDER {remainder})", "true", "true", shown)
 
 
 def create(request: Request, facts: Facts, item: Wanted, default: Partition | None) -> list[Transaction]:
@@ -182,8 +230,8 @@ def create(request: Request, facts: Facts, item: Wanted, default: Partition | No
         _make(request, facts, item),
         Transaction(
             f"attach {item.name}",
-            f"attach {facts.table.schema}.{item.name} for the {shown(request.key, item.window)}",
-            _attach(request, facts.table, item.name, item.window, *scanned),
+            f"attach {facts.table.schema}.{item.name} for {item.shown}",
+            _attach(facts.table, item, *scanned),
         ),
     ]
 
@@ -193,9 +241,35 @@ def _make(request: Request, facts: Facts, item: Wanted) -> Transaction:
     return Transaction(
         f"create {item.name}",
         f"make {facts.table.schema}.{item.name}, beside the table",
-        (*discard_leftover(facts, item.name), *new_table(facts, item.name, belongs(request, item.window))),
+        (*discard_leftover(facts, item.name), *_tables(request, facts, item)),
         undo=(_unattached_drop(target),),
     )
+
+
+def _tables(request: Request, facts: Facts, item: Wanted) -> tuple[Statement, ...]:
+    """The partition, and below it its own, all of it beside the table."""
+    below, table = request.below, facts.table
+    if below is None:
+        return new_table(facts, item.name, item.belongs)
+    strategy = f" PARTITION BY {below.strategy.upper()} ({identifier(below.column)})"
+    statements = list(new_table(facts, item.name, item.belongs, strategy))
+    target = qualified(table.schema, item.name)
+    for part in parts_below(below, item.name):
+        own = qualified(table.schema, part.name)
+        statements.append(_statement(f"CREATE TABLE {own} PARTITION OF {target} FOR VALUES {part.bounds}"))
+        if table.user != table.owner:
+            statements.append(_statement(f"ALTER TABLE {own} OWNER TO {identifier(table.owner)}"))
+        if table.replica_identity in REPLICA_IDENTITY:
+            identity = REPLICA_IDENTITY[table.replica_identity]
+            statements.append(_statement(f"ALTER TABLE {own} REPLICA IDENTITY {identity}"))
+    return tuple(statements)
+
+
+def parts_below(below: Below, name: str) -> list[Wanted]:
+    """What a new partition of that name consists of."""
+    if below.strategy == "list":
+        return [of_list(below.column, values, f"{name}_{part}") for part, values in below.lists]
+    return [of_hash(below.modulus, remainder, f"{name}_{remainder}") for remainder in range(below.modulus)]
 
 
 def discard_leftover(facts: Facts, name: str) -> tuple[Statement, ...]:
@@ -244,8 +318,8 @@ def guard(request: Request, default: Partition, guarded: Sequence[Wanted]) -> li
     """One constraint for all windows: what is outside of the whole span is outside of each of them. It refuses rows of
     the span for as long as it is there, so it is used for the future only."""
     column = identifier(request.column)
-    low = min(item.window.lo for item in guarded)
-    high = max(item.window.hi for item in guarded)
+    low = min(item.span.lo for item in guarded)
+    high = max(item.span.hi for item in guarded)
     outside = []
     if low != MINVALUE:
         outside.append(f"{column} < {request.key.sql(low)}")
@@ -275,7 +349,7 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
     """The default partition becomes the partition of the window, and a new one its successor. No row moves."""
     table = facts.table
     new = successor(default.name)
-    check = belongs(request, item.window)
+    check = item.belongs
     add = f"ALTER TABLE {default.sql} ADD CONSTRAINT {BOUND} CHECK ({check}) NOT VALID"
     validate = f"ALTER TABLE {default.sql} VALIDATE CONSTRAINT {BOUND}"
     drop = f"ALTER TABLE {default.sql} DROP CONSTRAINT IF EXISTS {BOUND}"
@@ -290,7 +364,6 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
         )
         for grant in default.grants
     )
-    window = bounds(request, item.window)
     return [
         Transaction(
             f"create {new}",
@@ -300,7 +373,7 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
         ),
         Transaction(
             f"add {BOUND}",
-            f"let {default.full_name} refuse rows outside of the {shown(request.key, item.window)}",
+            f"let {default.full_name} refuse rows outside of {item.shown}",
             (_statement(add, _exclusive(default)),),
             undo=(_statement(drop, _exclusive(default)),),
         ),
@@ -317,7 +390,9 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
                 _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", parent),
                 _statement(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE", _exclusive(default)),
                 _statement(f"ALTER TABLE {table.sql} DETACH PARTITION {default.sql}", *weaker),
-                _statement(f"ALTER TABLE {table.sql} ATTACH PARTITION {default.sql} FOR VALUES {window}", *referenced),
+                _statement(
+                    f"ALTER TABLE {table.sql} ATTACH PARTITION {default.sql} FOR VALUES {item.bounds}", *referenced
+                ),
                 _statement(f"ALTER TABLE {default.sql} DROP CONSTRAINT {BOUND}", _exclusive(default)),
                 _statement(f"ALTER TABLE {default.sql} RENAME TO {identifier(item.name)}", _exclusive(default)),
                 _statement(
@@ -340,11 +415,10 @@ def move(request: Request, facts: Facts, default: Partition, item: Wanted) -> li
     """Clients wait for as long as the rows take, and nobody ever misses one."""
     table = facts.table
     target = qualified(table.schema, item.name)
-    column = identifier(request.column)
     columns = ", ".join(identifier(one.name) for one in table.columns if not one.generated)
     # Identity columns are plain ones in a partition, so values are inserted as they are.
     move = (
-        f"WITH moved AS (DELETE FROM {default.sql} WHERE {condition(request.key, column, item.window)}"  # noqa: S608  quoted
+        f"WITH moved AS (DELETE FROM {default.sql} WHERE {item.where}"  # noqa: S608  quoted
         f" RETURNING {columns}) INSERT INTO {target} ({columns}) SELECT {columns} FROM moved"
     )
     parent = Lock(table.full_name, ACCESS_EXCLUSIVE)
@@ -352,14 +426,14 @@ def move(request: Request, facts: Facts, default: Partition, item: Wanted) -> li
         _make(request, facts, item),
         Transaction(
             f"move to {item.name}",
-            f"move {facts.default_rows.rows(item.window)} rows from {default.full_name} and attach {target}",
+            f"move {facts.default_rows.rows(item.name)} rows from {default.full_name} and attach {target}",
             (
                 _statement(f"LOCK TABLE ONLY {table.sql} IN ACCESS EXCLUSIVE MODE", parent),
                 _statement(f"LOCK TABLE {default.sql} IN ACCESS EXCLUSIVE MODE", _exclusive(default)),
                 _statement(
                     move, _exclusive(default, default.bytes), Lock(f"{table.schema}.{item.name}", ROW_EXCLUSIVE)
                 ),
-                *_attach(request, table, item.name, item.window, parent, _exclusive(default, default.bytes)),
+                *_attach(table, item, parent, _exclusive(default, default.bytes)),
             ),
         ),
     ]

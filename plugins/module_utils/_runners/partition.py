@@ -25,10 +25,10 @@ from .._postgresql.partition_catalog import (
     read_namesakes,
     read_table,
 )
-from .._postgresql.partition_keys import Key, parse_interval, zone
+from .._postgresql.partition_keys import Interval, Key, parse_interval, zone
 from .._postgresql.partition_plan import Plan
 from .._postgresql.partition_shadow import shadow_name
-from .._postgresql.partition_steps import Facts, Request, Transaction, Wanted, detach, finalize
+from .._postgresql.partition_steps import Below, Facts, Request, Transaction, Wanted, detach, finalize
 from .._postgresql.quoting import qualified
 from .archive import Archiver, check_directory
 from .shadow_copy import ShadowCopy
@@ -61,6 +61,8 @@ def read_partitioned(work: TableWork, schema: str, name: str) -> PartitionedTabl
 
 def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
     """What the options ask for. Raises DbopsError for an interval that does not fit the key."""
+    if strategy_of(options) != "range":
+        return _sets_of(options)
     interval = parse_interval(options["interval"])
     key = Key(
         planner.key_kind(table, options["key_type"]),
@@ -84,7 +86,43 @@ def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
         retention_action=options["retention_action"],
         grace=parse_interval(options["grace"]),
         max_drop=options["max_drop"],
+        below=_below(options),
     )
+
+
+def strategy_of(options: dict[str, Any]) -> str:
+    return "list" if options.get("lists") else "hash" if options.get("modulus") else "range"
+
+
+def _sets_of(options: dict[str, Any]) -> Request:
+    return Request(
+        column=options["key"],
+        key=Key("integer"),
+        interval=Interval(1, "step"),
+        premake=0,
+        template=options["name_template"] or "{table}_p{start}",
+        partial=options["partial_windows"],
+        default_rows=options["default_rows"],
+        move_limit=options["move_limit"],
+        strategy=strategy_of(options),
+        lists=_lists(options["lists"] or []),
+        modulus=options["modulus"] or 0,
+        below=_below(options),
+    )
+
+
+def _lists(lists: list[dict[str, Any]]) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    return tuple(
+        (one["name"], tuple(None if value is None else str(value) for value in one["values"])) for one in lists
+    )
+
+
+def _below(options: dict[str, Any]) -> Below | None:
+    words = options.get("subpartitions")
+    if not words:
+        return None
+    strategy = "list" if words.get("lists") else "hash"
+    return Below(strategy, words["key"], _lists(words.get("lists") or []), words.get("modulus") or 0)
 
 
 def current_position(work: TableWork, request: Request, table: PartitionedTable) -> int:
@@ -105,7 +143,8 @@ class _Windows:
 
     def run(self, *, check_mode: bool) -> dict[str, Any]:
         before = self._table()
-        refuse_unless_good(planner.check_table(before, self.options["key"], self.options["key_type"]))
+        strategy = strategy_of(self.options)
+        refuse_unless_good(planner.check_table(before, self.options["key"], self.options["key_type"], strategy))
         request = request_of(self.options, before)
         plan, checks = self._plan(request, before)
         result = self._result(before, request, plan, checks)
@@ -139,9 +178,9 @@ class _Windows:
         refuse_unless_good([self._check_clock()])
         if self.options["state"] == "detached":
             return self._detach_plan(request, table)
-        current = current_position(self.work, request, table)
+        current = 0 if request.strategy != "range" else current_position(self.work, request, table)
         try:
-            missing, checks = planner.wanted_windows(request, table, current)
+            missing, checks = self._wanted(request, table, current)
         except ValueError as error:
             raise DbopsError(
                 found=f"a bound of {table.full_name} cannot be read as {request.key.kind}: {error}",
@@ -165,6 +204,14 @@ class _Windows:
         )
         plan = planner.make_plan(request, facts, missing)
         return plan, [*checks, *plan.checks, self._check_archive(request)]
+
+    @staticmethod
+    def _wanted(request: Request, table: PartitionedTable, current: int) -> tuple[list[Wanted], list[Check]]:
+        if request.strategy == "list":
+            return planner.wanted_lists(request, table)
+        if request.strategy == "hash":
+            return planner.wanted_hash(request, table)
+        return planner.wanted_windows(request, table, current)
 
     def _check_archive(self, request: Request) -> Check:
         bad = ""
@@ -213,9 +260,10 @@ class _Windows:
     def _default_rows(self, request: Request, table: PartitionedTable, missing: list[Wanted]) -> DefaultRows:
         if table.default is None:
             return DefaultRows()
-        windows = [item.window for item in missing]
+        wanted = [(item.name, item.where, item.window) for item in missing]
+        key = request.key if request.strategy == "range" else None
         limit = request.move_limit + 1
-        return read_default(self.session, table.default, request.key, request.column, windows, limit=limit)
+        return read_default(self.session, table.default, key, request.column, wanted, limit=limit)
 
     # -- act
 
@@ -300,15 +348,19 @@ class _Windows:
         created = [
             {
                 "name": f"{before.schema}.{item.name}",
-                "from": request.key.text(int(item.window.lo)),
-                "to": request.key.text(int(item.window.hi)),
+                **(
+                    {"from": request.key.text(int(item.window.lo)), "to": request.key.text(int(item.window.hi))}
+                    if item.window is not None
+                    else {}
+                ),
+                "bound": f"FOR VALUES {item.bounds}",
             }
             for item in plan.created
         ]
         names = {child.full_name: child.bound for child in before.partitions}
         gone = {child.full_name for child in plan.detached}
         kept = {name: bound for name, bound in names.items() if name not in gone}
-        after = {**kept, **{item["name"]: f"FROM {item['from']} TO {item['to']}" for item in created}}
+        after = {**kept, **{item["name"]: item["bound"] for item in created}}
         return {
             "changed": bool(plan.transactions),
             "created": created,

@@ -15,12 +15,14 @@ from .._postgresql.partition_bounds import gaps
 from .._postgresql.partition_catalog import (
     Partition,
     PartitionedTable,
+    condition,
     read_default,
     read_detached,
     read_leftovers,
 )
 from .._postgresql.partition_keys import MAXVALUE, MINVALUE, Position, Window, windows
 from .._postgresql.partition_steps import Facts, Request
+from .._postgresql.quoting import identifier
 from .partition import current_position, read_partitioned, request_of
 from .table_work import TableWork
 
@@ -104,7 +106,7 @@ def _windows(work: TableWork, request: Request, table: PartitionedTable) -> dict
 
     return {
         "gaps": [ends(gap) for gap in gaps(existing, span)],
-        "missing": [ends(item.window) for item in missing],
+        "missing": [ends(item.span) for item in missing],
         "overlaps": [
             {
                 **ends(window),
@@ -145,10 +147,11 @@ def _default_rows(
     extent = read_default(work.session, table.default, key, request.column, [], limit=0)
     if extent.lo is None or extent.hi is None:
         return []
-    within = []
+    within = {}
     for window in islice(windows(key, request.interval, extent.lo), WINDOWS):
         if window.lo > extent.hi:
             break
-        within.append(window)
-    rows = read_default(work.session, table.default, key, request.column, within, limit=COUNTED)
-    return [{**ends(window), "rows": count} for window, count in rows.within if count]
+        within[str(window)] = window
+    wanted = [(name, condition(key, identifier(request.column), window), window) for name, window in within.items()]
+    rows = read_default(work.session, table.default, key, request.column, wanted, limit=COUNTED)
+    return [{**ends(within[name]), "rows": count} for name, count in rows.within if count]

@@ -30,7 +30,12 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.partiti
     parse_interval,
 )
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.partition_plan import Plan
-from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.partition_steps import Facts, Request, Wanted
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.partition_steps import (
+    Below,
+    Facts,
+    Request,
+    of_range,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,7 +87,7 @@ def test_what_is_made_fills_the_windows_and_touches_nothing_that_is_there(
     made = plan(Facts(there, current), request)
     assert bad(made) == []
     existing = list(planner.ranges(there, KEY))
-    new = [item.window for item in made.created]
+    new = [item.span for item in made.created]
     assert not [1 for window in new for other in existing if window.overlaps(other)]
     start = (current if first is None else first) // 10 * 10
     end = max(start, (current // 10 + premake) * 10) + 10
@@ -103,7 +108,7 @@ def test_what_expires_ended_before_the_retention(there: PartitionedTable, curren
     assert {child.oid for child in made.detached} == {
         child.oid for window, child in found.items() if window.hi <= current - keep
     }
-    assert all(window.hi > current - keep for window in (item.window for item in made.created))
+    assert all(window.hi > current - keep for window in (item.span for item in made.created))
 
 
 def test_a_part_of_a_window_is_refused_unless_it_is_to_be_filled() -> None:
@@ -162,7 +167,7 @@ def test_a_large_default_partition_is_guarded_in_the_future_and_not_scanned_for_
 
 
 def within(rows: int, *, lo: int = 2, hi: int = 7, nulls: bool = False) -> DefaultRows:
-    return DefaultRows(lo, hi, nulls, ((Window(0, 10), rows),))
+    return DefaultRows(lo, hi, nulls, (("t_p0", rows),))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +291,7 @@ def test_what_a_killed_run_left_of_detaching() -> None:
 
 
 def test_what_is_looked_up_and_warned_of() -> None:
-    wanted = Wanted(Window(0, 10), "t_p0")
+    wanted = of_range(REQUEST, Window(0, 10), "t_p0")
     assert planner.names_to_look_up(table(), [wanted], 0) == ["t_p0"]
     assert planner.names_to_look_up(table(DEFAULT), [wanted], 0) == [
         *("t_p0", "t_default_dbops_next", "t_default_retired_19700101")
@@ -304,3 +309,81 @@ def test_statistics() -> None:
     )
     assert old == 'ANALYZE "public"."t"'
     assert new.startswith('ANALYZE ONLY "public"."t", "public"."t_p0"')
+
+
+LISTED = replace(REQUEST, strategy="list", lists=(("t_eu", ("de", "fr")), ("t_rest", ("us", None))))
+HASHED = replace(REQUEST, strategy="hash", modulus=4)
+
+
+def bounded(*bounds: str) -> PartitionedTable:
+    return table(*(replace(partition(0, 1), name=f"t_{n}", bound=bound) for n, bound in enumerate(bounds)))
+
+
+def sets(request: Request, there: PartitionedTable) -> Plan:
+    wanted = planner.wanted_lists if request.strategy == "list" else planner.wanted_hash
+    missing, checks = wanted(request, there)
+    made = planner.make_plan(request, Facts(there, 0), missing)
+    return replace(made, checks=(*checks, *made.checks))
+
+
+def test_lists() -> None:
+    made = sets(LISTED, bounded())
+    assert [item.bounds for item in made.created] == ["IN ('de', 'fr')", "IN ('us', NULL)"]
+    assert made.created[1].belongs == """"n" IN ('us') OR "n" IS NULL"""
+    assert made.created[0].belongs == """"n" IS NOT NULL AND ("n" IN ('de', 'fr'))"""
+    assert (
+        sets(LISTED, bounded("FOR VALUES IN ('fr', 'de', 'es')", "FOR VALUES IN (NULL, 'us')", "DEFAULT")).created == ()
+    )
+    some = bounded("FOR VALUES IN ('de')", "FOR VALUES IN ('us', NULL)")
+    assert bad(sets(LISTED, some)) == ["overlap"]
+    filled = sets(replace(LISTED, partial="fill"), some)
+    assert [(item.name, item.bounds) for item in filled.created] == [("t_eu", "IN ('fr')")]
+    assert bad(sets(replace(LISTED, lists=(("a", ("x",)), ("b", ("x",)))), bounded())) == ["values"]
+    only_null = replace(LISTED, lists=(("nulls", (None,)),))
+    assert sets(only_null, bounded()).created[0].bounds == "IN (NULL)"
+
+
+@pytest.mark.parametrize(
+    ("there", "remainders", "names"),
+    [
+        ((), [0, 1, 2, 3], []),
+        (((4, 1), (4, 3)), [0, 2], []),
+        (((2, 0),), [1, 3], []),
+        (((8, 0), (8, 4)), [1, 2, 3], []),
+        (((8, 0),), [1, 2, 3], ["modulus"]),
+        (((3, 0),), [0, 1, 2, 3], ["modulus"]),
+        (tuple((4, remainder) for remainder in range(4)), [], []),
+    ],
+)
+def test_hashes(there: tuple[tuple[int, int], ...], remainders: list[int], names: list[str]) -> None:
+    made = sets(HASHED, bounded(*(f"FOR VALUES WITH (modulus {m}, remainder {r})" for m, r in there)))
+    assert [item.bounds for item in made.created] == [f"WITH (MODULUS 4, REMAINDER {r})" for r in remainders]
+    assert bad(made) == names
+
+
+def test_what_is_partitioned_itself() -> None:
+    below = Below("hash", "m", modulus=2)
+    made = plan(Facts(table(owner="app", replica_identity="n"), 0), replace(REQUEST, premake=0, below=below))
+    create = [statement.sql for statement in made.transactions[0].statements]
+    assert create[0].endswith(' PARTITION BY HASH ("m")')
+    assert (
+        'CREATE TABLE "public"."t_p0_1" PARTITION OF "public"."t_p0" FOR VALUES WITH (MODULUS 2, REMAINDER 1)' in create
+    )
+    assert create[-1] == 'ALTER TABLE "public"."t_p0_1" REPLICA IDENTITY NOTHING'
+    by_list = Below("list", "m", lists=(("eu", ("de",)),))
+    made = plan(Facts(table(user="app"), 0), replace(REQUEST, premake=0, below=by_list))
+    assert '"t_p0_eu" PARTITION OF "public"."t_p0" FOR VALUES IN (\'de\')' in made.transactions[0].statements[1].sql
+    long = replace(REQUEST, template="x" * 61 + "{start}", premake=0, below=below)
+    assert bad(plan(Facts(table(), 0), long)) == ["name_length"]
+    for how in ("promote", "shadow"):
+        request = replace(REQUEST, below=below, default_rows=how)
+        assert bad(plan(Facts(table(DEFAULT), 5, within(3)), request)) == ["default_rows"]
+    assert bad(
+        plan(Facts(table(DEFAULT), 5, within(3)), replace(REQUEST, strategy="list", default_rows="promote"))
+    ) == ["default_rows"]
+
+
+def test_a_table_of_another_strategy() -> None:
+    checks = planner.check_table(table(strategy="list"), "n", None, "list")
+    assert [check.name for check in checks if check.status != "ok"] == []
+    assert planner.check_table(table(), "n", "integer", "hash")[2].status == "failed"
