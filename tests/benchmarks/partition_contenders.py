@@ -65,6 +65,7 @@ class Contender:
     name = "PARTITION OF"
     creates = "24 times CREATE TABLE … PARTITION OF ev FOR VALUES FROM … TO …"
     repairs = ""
+    makes = AHEAD - 1
 
     def lay_out(self, scene: Scene) -> None:
         database = scene.database
@@ -82,25 +83,27 @@ class Contender:
 class Nothing(Contender):
     """What the load is like when nobody changes anything."""
 
-    name, creates = "nothing", "SELECT pg_sleep(3)"
+    name, creates, makes = "nothing", "SELECT pg_sleep(3)", 0
 
     def create(self, scene: Scene) -> Outcome:
         return scene.attempt(self.creates)
 
 
 class Ours(Contender):
-    creates = f"pg_partition with interval=month premake={AHEAD}"
+    """With its defaults and what is given, which its name has."""
 
-    def __init__(self, default_rows: str = "") -> None:
-        self.name = f"ours, {default_rows}" if default_rows else "ours"
-        self.repairs = f"pg_partition with interval=month premake=0 start=… default_rows={default_rows}"
-        self._default_rows = default_rows
+    def __init__(self, **options: Any) -> None:
+        words = " ".join(f"{key}={value}" for key, value in options.items())
+        self.name = f"ours, {words}" if words else "ours"
+        self.creates = f"pg_partition with interval=month premake={AHEAD} {words}"
+        self.repairs = f"pg_partition with interval=month premake=0 start=… {words}"
+        self._options = options
 
     def create(self, scene: Scene) -> Outcome:
-        return self._run(scene, premake=AHEAD)
+        return self._run(scene, premake=AHEAD, **self._options)
 
     def repair(self, scene: Scene) -> Outcome:
-        return self._run(scene, premake=0, start=scene.first, default_rows=self._default_rows)
+        return self._run(scene, premake=0, start=scene.first, **self._options)
 
     @staticmethod
     def _run(scene: Scene, **options: Any) -> Outcome:
