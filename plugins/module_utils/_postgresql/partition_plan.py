@@ -81,12 +81,14 @@ def check_table(
         "the user may act as the owner of the table",
         f"GRANT {identifier(table.owner)} TO {identifier(table.user)}",
     )
+    if table.partman is None:
+        found = f"pg_partman is installed, and {table.user} may not read its part_config"
+        remedy = f"GRANT USAGE on its schema and SELECT on its part_config to {identifier(table.user)}"
+    else:
+        found = f"{name} is {'' if table.partman else 'not '}in pg_partman's part_config"
+        remedy = "remove it there (it keeps its partitions), or leave it to pg_partman"
     partman = Check(
-        "partman",
-        "failed" if table.partman else "ok",
-        f"{name} is {'' if table.partman else 'not '}in pg_partman's part_config",
-        "one manager of a table's partitions",
-        "remove it there (it keeps its partitions), or leave it to pg_partman",
+        "partman", "ok" if table.partman is False else "failed", found, "one manager of a table's partitions", remedy
     )
     by = Check(
         "strategy",

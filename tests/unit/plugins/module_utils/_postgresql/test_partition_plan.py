@@ -232,6 +232,7 @@ def test_no_create_right() -> None:
         ({"key": (), "strategy": ""}, "integer", ["strategy", "key"]),
         ({"strategy": "list"}, "integer", ["strategy"]),
         ({"partman": True}, "integer", ["partman"]),
+        ({"partman": None}, "integer", ["partman"]),
         ({"may_act_as_owner": False}, "integer", ["owner"]),
     ],
 )
