@@ -20,10 +20,10 @@ options:
   lock_timeout_ms:
     description:
       - How long one try to lock may wait, in milliseconds, and so how long clients may have to wait behind it.
-      - The first tries wait 50 ms, and each one a little longer, up to this.
+      - It is tried again after a pause that grows. With more than 50 each try waits a little longer, from 50 to this.
       - What waits long by its nature, such as building an index, waits without it, because it holds no client.
     type: int
-    default: 500
+    default: 50
   lock_wait_timeout:
     description:
       - Seconds after which the tries to get the locks for one step end, and the module fails.

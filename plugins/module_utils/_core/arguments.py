@@ -77,7 +77,7 @@ def table_options() -> dict[str, Any]:
         **login_options(),
         "table": {"type": "str", "required": True},
         "schema": {"type": "str", "default": "public"},
-        "lock_timeout_ms": {"type": "int", "default": 500},
+        "lock_timeout_ms": {"type": "int", "default": 50},
         "lock_wait_timeout": {"type": "int", "default": 120},
         "state_dir": {"type": "path", "default": "/var/lib/dbops"},
     }

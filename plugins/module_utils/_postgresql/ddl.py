@@ -20,6 +20,7 @@ from .._core.errors import DbopsError
 from .client import Session
 from .locks import Lock, Statement, conflicting, strongest
 
+LONGEST_PAUSE = 2.0  # seconds
 TRY_AGAIN = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
 _BLOCKERS = """
@@ -58,13 +59,13 @@ class Patience:
     ``tries`` tries and ``seconds`` seconds in all."""
 
     first_ms: int = 50
-    last_ms: int = 500
-    tries: int = 50
+    last_ms: int = 50
+    tries: int = 1_000_000
     seconds: float = 120.0
 
     def lock_timeout_ms(self, attempt: int) -> int:
         """Of the attempt with this number, the first being 0."""
-        return int(min(self.last_ms, self.first_ms * 1.2**attempt))
+        return int(min(self.last_ms, self.first_ms * 1.2 ** min(attempt, 100)))
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def brief(session: Session, statements: Sequence[Statement], *, patience: Patien
         seen.update({(found.pid, found.relation): found for found in blockers(session, strongest(statements))})
         if deadline.passed():
             break
-        # Whoever queued behind us gets through meanwhile.
-        session.clock.sleep(random.uniform(2, 5) * wait_ms / 1000)
+        # Whoever queued behind us gets through meanwhile; the longer it lasts, the less often it is tried.
+        pause = min(LONGEST_PAUSE, random.uniform(2, 5) * wait_ms / 1000 * 1.05 ** min(attempt, 100))
+        session.clock.sleep(min(pause, deadline.left()))
     raise DbopsError(
         found=f"{session.endpoint.label}: in {attempt + 1} tries of up to {wait_ms} ms no locks for: "
         f"{'; '.join(statement.sql for statement in statements)}. Seen holding them: "

@@ -331,7 +331,7 @@ def test_lists() -> None:
     made = sets(LISTED, bounded())
     assert [item.bounds for item in made.created] == ["IN ('de', 'fr')", "IN ('us', NULL)"]
     assert made.created[1].belongs == """"n" IN ('us') OR "n" IS NULL"""
-    assert made.created[0].belongs == """"n" IS NOT NULL AND ("n" IN ('de', 'fr'))"""
+    assert made.created[0].belongs == """"n" IS NOT NULL AND "n" IN ('de', 'fr')"""
     assert (
         sets(LISTED, bounded("FOR VALUES IN ('fr', 'de', 'es')", "FOR VALUES IN (NULL, 'us')", "DEFAULT")).created == ()
     )
