@@ -69,6 +69,7 @@ class Partition:
     relations: tuple[tuple[str, str], ...] = ()
     grants: tuple[Grant, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
+    may_act_as_owner: bool = True
 
     @property
     def full_name(self) -> str:
@@ -182,6 +183,7 @@ SELECT attnum, attname::text AS name, format_type(atttypid, NULL) AS type, attno
 
 _RELATION = """
        c.oid::bigint, nspname::text AS schema, relname::text AS name, relkind::text AS kind,
+       pg_has_role(relowner, 'USAGE') AS may_act_as_owner,
        coalesce(size.rows, -1)::bigint AS rows, coalesce(size.bytes, 0)::bigint AS bytes,
        coalesce(size.relations, jsonb_build_array(jsonb_build_array(nspname, relname))) AS relations,
        (SELECT jsonb_agg(jsonb_build_object(

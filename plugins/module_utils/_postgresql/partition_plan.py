@@ -74,12 +74,15 @@ def check_table(
 ) -> tuple[Check, ...]:
     """What has to hold before bounds can be read at all."""
     name = table.full_name
+    default = table.default
+    strange = default is not None and not default.may_act_as_owner
     owner = Check(
         "owner",
-        "ok" if table.may_act_as_owner else "failed",
-        f"{name} belongs to {table.owner}, and {table.user} may {'' if table.may_act_as_owner else 'not '}act for it",
-        "the user may act as the owner of the table",
-        f"GRANT {identifier(table.owner)} TO {identifier(table.user)}",
+        "ok" if table.may_act_as_owner and not strange else "failed",
+        f"{name} belongs to {table.owner}, and {table.user} may {'' if table.may_act_as_owner else 'not '}act for it"
+        + (f"; its default partition {default.full_name} belongs to somebody else" if default and strange else ""),
+        "the user may act as the owner of the table and of its default partition",
+        f"GRANT {identifier(table.owner)} TO {identifier(table.user)}, and let both belong to that role",
     )
     if table.partman is None:
         found = f"pg_partman is installed, and {table.user} may not read its part_config"

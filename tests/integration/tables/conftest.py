@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2.extensions
 import pytest
 
 from tests.integration.tables.scene import PARENT, Partitions
@@ -26,6 +27,12 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         directory, request.param, members=("pg1",), settings={"max_prepared_transactions": "5"}
     ) as cluster:
         yield cluster
+
+
+@pytest.fixture(autouse=True)
+def plain_psycopg2() -> None:
+    """What a test before this one did with the collection's client is not for this one's own sessions."""
+    psycopg2.extensions.set_wait_callback(None)
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def test_what_is_refused(partitions: Partitions) -> None:
     assert "name_template" in partitions.run(name_template="{tabel}")["msg"]
 
 
+@pytest.mark.parametrize("server", ["18"], indirect=True)  # on 13 the lab's operator has to be a superuser
 def test_rights(partitions: Partitions) -> None:
     database = partitions.database
     database.sql("REVOKE app FROM dbops", user="postgres")
@@ -101,6 +102,11 @@ def test_rights(partitions: Partitions) -> None:
         assert "GRANT" in partitions.refused("owner")["remedy"]
     finally:
         database.sql("GRANT app TO dbops", user="postgres")
+    database.sql(
+        "CREATE TABLE ev_default PARTITION OF ev DEFAULT; ALTER TABLE ev_default OWNER TO postgres", user="postgres"
+    )
+    assert "public.ev_default belongs to somebody else" in partitions.refused("owner")["found"]
+    database.sql("DROP TABLE ev_default", user="postgres")
     database.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", user="postgres")
     database.sql("ALTER SCHEMA public OWNER TO postgres", user="postgres")
     database.sql("GRANT USAGE ON SCHEMA public TO app", user="postgres")
