@@ -77,7 +77,11 @@ GATES = [
                 "--extra-vars=dbops_cluster=accounts",
             ),
             *("stateful.dbops.promote_replica", "stateful.dbops.promote_replica_rollback"),
-            "stateful.dbops.index_maintenance",
+            *(
+                "stateful.dbops.index_maintenance",
+                "stateful.dbops.partition_maintenance",
+                "stateful.dbops.partition_timer",
+            ),
         ],
         cwd=INSTALLED,
         env={"ANSIBLE_COLLECTIONS_PATH": str(INSTALLED)},

@@ -221,17 +221,16 @@ def windows(key: Key, interval: Interval, position: int) -> Iterator[Window]:
     """The window that holds ``position``, and those after it without end. Calendar units begin where the calendar of
     the key's zone begins them, weeks on Monday; several are counted from 1970 (days, weeks) or year 0 (months)."""
     if interval.unit == "step":
-        low = position - position % interval.count
+        step = position - position % interval.count
         while True:
-            yield Window(low, low + interval.count)
-            low += interval.count
-    edges = _edges(key, interval, key.wall(position))
-    low = next(edges)
-    for high in edges:
+            yield Window(step, step + interval.count)
+            step += interval.count
+    low: int | None = None
+    for edge in _edges(key, interval, key.wall(position)):
         # Where clocks are put back a wall time is shown twice, and floor took the first.
-        if high > position:
-            yield Window(low, high)
-        low = high
+        if low is not None and edge > position:
+            yield Window(low, edge)
+        low = edge
 
 
 def zone(name: str) -> tzinfo:
@@ -262,8 +261,7 @@ def _midnight(wall: datetime) -> datetime:
 def _moment(wall: datetime, where: tzinfo) -> int:
     """When a clock there first shows ``wall``; where it is skipped, as if the clock had not been put forward yet, which
     is how the server reads it."""
-    offset = wall.replace(tzinfo=where, fold=0).utcoffset()
-    assert offset is not None
+    offset = wall.replace(tzinfo=where, fold=0).utcoffset() or timedelta()
     return _microseconds(wall.replace(fold=0) - offset - _EPOCH)
 
 

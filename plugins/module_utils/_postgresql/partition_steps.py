@@ -106,7 +106,8 @@ class Wanted:
 
     @property
     def span(self) -> Window:
-        assert self.window is not None
+        if self.window is None:
+            raise AssertionError(f"{self.name} is no range")
         return self.window
 
 

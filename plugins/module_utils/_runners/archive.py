@@ -25,7 +25,7 @@ from .._postgresql.client import Session, copying
 from .._postgresql.ddl import brief
 from .._postgresql.locks import Statement
 from .._postgresql.partition_archive import SETTINGS, by_table, copy_out, rows_and_hash
-from .._postgresql.partition_catalog import Partition, PartitionedTable, mark_archived, read_detached
+from .._postgresql.partition_catalog import Detached, Partition, PartitionedTable, mark_archived, read_detached
 from .table_work import TableWork
 
 DAY = 24 * 3600.0  # seconds; what has no limit of its own
@@ -63,8 +63,7 @@ class Archiver:
 
     def archive(self, partition: Partition) -> None:
         """Only what was read back and is the same is noted as archived. Killed before, it is done again."""
-        one = by_table(read_detached(self.work.session, self.table), partition)
-        assert one is not None
+        one = self._detached(partition)
         name = quote(f"{partition.schema}.{partition.name}-{partition.oid}", safe="")
         file = self.directory / f"{name}.csv.gz"
         with self.work.connect() as session:
@@ -93,11 +92,9 @@ class Archiver:
 
     def drop(self, partition: Partition, statements: tuple[Statement, ...]) -> None:
         """The lock, the comparison and the drop are one transaction. Nobody else uses a detached table."""
-        one = by_table(read_detached(self.work.session, self.table), partition)
-        assert one is not None
-        assert one.archive is not None
-        file = Path(one.archive["file"])
-        if not file.is_file() or _sha256(file) != one.archive["sha256"]:
+        archive = self._detached(partition).archive or {"file": "", "rows": -1}
+        file = Path(archive["file"])
+        if not file.is_file() or _sha256(file) != archive["sha256"]:
             state = "is another" if file.is_file() else "is not there"
             raise DbopsError(
                 found=f"of {partition.full_name} the archive {file} {state}",
@@ -111,14 +108,24 @@ class Archiver:
             session.run(f"SET LOCAL lock_timeout = '{self.work.patience.last_ms}ms'")
             session.run(lock.sql)
             held = self._rows_and_hash(session, partition.sql)
-            if (held["rows"], held["hash"]) != (one.archive["rows"], one.archive["hash"]):
+            if (held["rows"], held["hash"]) != (archive["rows"], archive["hash"]):
                 raise DbopsError(
-                    found=f"{partition.full_name} has {_shown(held)}, its archive {_shown(one.archive)}",
+                    found=f"{partition.full_name} has {_shown(held)}, its archive {_shown(archive)}",
                     expected="a table that nobody changed since it was archived",
                     remedy="find out who changed it; it was not dropped",
                 )
             session.run(drop.sql)
             session.run("COMMIT")
+
+    def _detached(self, partition: Partition) -> Detached:
+        one = by_table(read_detached(self.work.session, self.table), partition)
+        if one is None:
+            raise DbopsError(
+                found=f"{partition.full_name} is no longer a detached table of {self.table.full_name}",
+                expected="what it was when this run began",
+                remedy="somebody else works on it; run this again",
+            )
+        return one
 
     def _rows_and_hash(self, session: Session, sql: str) -> dict[str, Any]:
         return session.rows(rows_and_hash(sql), deadline=Deadline.after(self.work.clock, DAY))[0]

@@ -32,7 +32,8 @@ class ShadowCopy:
     def __init__(self, work: TableWork, table: PartitionedTable) -> None:
         self.work = work
         self.table = table
-        assert table.default is not None
+        if table.default is None:
+            raise AssertionError(f"{table.full_name} has no default partition")
         self.default: Partition = table.default
 
     def copy(self) -> int:
