@@ -23,7 +23,7 @@ INSERT = "INSERT INTO ev (id, at, note) VALUES (%s, now(), 'live')"
 PROBE = "SELECT count(*) FROM ev WHERE note = 'fixed'"
 MONTHS = "SELECT (date_trunc('month', now(), 'UTC') - interval '3 months')::date::text"
 COUNT = "SELECT count(*) FROM {}"
-SINCE_14 = pytest.mark.parametrize("server", [pytest.param("15", marks=pytest.mark.long), "18"], indirect=True)
+SINCE_14 = pytest.mark.parametrize("server", ["15", "17", "18"], indirect=True)
 """DETACH CONCURRENTLY does not exist before."""
 CONCURRENTLY = "ALTER TABLE ev DETACH PARTITION {} CONCURRENTLY"
 PENDING = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhdetachpending"
