@@ -445,7 +445,7 @@ def bench(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
             calibration.append(calibrate())
 
         if "create" in groups:
-            lineup = [Nothing(), Ours(), Ours(lock_timeout_ms=50), *peers, Contender()]
+            lineup = [Nothing(), Ours(), *peers, Contender()]
             for measurement, default, held in (
                 (CREATE, True, False),
                 (CREATE_HELD, True, True),
