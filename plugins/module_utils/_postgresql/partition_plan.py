@@ -127,6 +127,20 @@ def key_kind(table: PartitionedTable, kind: str | None) -> str:
     return kind or TYPES[column.type if column else ""]
 
 
+def check_numbers(numbers: dict[str, int | None]) -> Check:
+    """Options that count something: none is negative, and a modulus is at least 1."""
+    bad = [
+        name for name, value in numbers.items() if value is not None and value < (1 if name.endswith("modulus") else 0)
+    ]
+    return Check(
+        "numbers",
+        "failed" if bad else "ok",
+        ", ".join(f"{name} {numbers[name]}" for name in bad) or "no number is too small",
+        "numbers that are not negative, and a modulus of at least 1",
+        "correct them",
+    )
+
+
 def check_interval(key: Key, interval: Interval) -> Check:
     steps, hours = interval.unit == "step", interval.unit == "hour"
     bad = steps == key.is_time or (hours and key.kind == "date")
@@ -494,16 +508,16 @@ def _check_scan(default: Partition | None, unguarded: Sequence[Wanted]) -> Check
     )
 
 
-def check_detach(table: PartitionedTable, key: Key, current: int, name: str) -> Check:
-    """Whether the partition of that name may be detached."""
+def check_detach(request: Request, table: PartitionedTable, current: int, name: str) -> Check:
+    """Whether the partition of that name may be detached. Which one clients write into is known of a range alone."""
     child = named(table, name)
-    window = {partition: window for window, partition in ranges(table, key).items()}.get(child) if child else None
+    windows = {} if request.strategy != "range" else {one: window for window, one in ranges(table, request.key).items()}
     bad = ""
     if child is None:
         bad = f"{name} is no partition of {table.full_name}"
-    elif window is None:
+    elif child is table.default:
         bad = f"{child.full_name} is the default partition"
-    elif current in window:
+    elif child in windows and current in windows[child]:
         bad = f"{child.full_name} {child.bound} is the current partition"
     return Check(
         "partition",

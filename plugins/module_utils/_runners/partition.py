@@ -91,7 +91,7 @@ def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
 
 
 def strategy_of(options: dict[str, Any]) -> str:
-    return "list" if options.get("lists") else "hash" if options.get("modulus") else "range"
+    return "list" if options.get("lists") is not None else "hash" if options.get("modulus") else "range"
 
 
 def _sets_of(options: dict[str, Any]) -> Request:
@@ -142,6 +142,9 @@ class _Windows:
         self.session = work.session
 
     def run(self, *, check_mode: bool) -> dict[str, Any]:
+        numbers = {name: self.options[name] for name in ("premake", "move_limit", "max_drop", "modulus")}
+        numbers["subpartitions.modulus"] = (self.options["subpartitions"] or {}).get("modulus")
+        refuse_unless_good([planner.check_numbers(numbers)])
         before = self._table()
         strategy = strategy_of(self.options)
         refuse_unless_good(planner.check_table(before, self.options["key"], self.options["key_type"], strategy))
@@ -231,7 +234,7 @@ class _Windows:
         name = self.options["partition"]
         facts = Facts(
             table=table,
-            current=current_position(self.work, request, table),
+            current=0 if request.strategy != "range" else current_position(self.work, request, table),
             detached=read_detached(self.session, table),
             now_us=read_clock(self.session),
             version_num=self.work.version_num,
@@ -240,7 +243,7 @@ class _Windows:
         child = planner.named(table, name)
         if child is None and any(name in (one.table.name, one.table.full_name) for one in facts.detached):
             return Plan((), tuple(left)), []
-        check = planner.check_detach(table, request.key, facts.current, name)
+        check = planner.check_detach(request, table, facts.current, name)
         if child is None or check.status != "ok" or child.pending:
             return Plan((), tuple(left)), [check]
         return Plan((), (*left, *detach(facts, child)), detached=(child,)), [check]

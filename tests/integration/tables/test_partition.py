@@ -91,6 +91,7 @@ def test_what_is_refused(partitions: Partitions) -> None:
     database.sql("CREATE TABLE by_expression (at timestamptz) PARTITION BY RANGE ((at AT TIME ZONE 'UTC'))")
     assert "an expression" in partitions.refused("key", table="by_expression")["found"]
     assert "interval" in partitions.run(interval="fortnight")["msg"]
+    partitions.refused("numbers", premake=-1)
     assert "name_template" in partitions.run(name_template="{tabel}")["msg"]
 
 

@@ -38,6 +38,10 @@ def test_lists(listed: Partitions) -> None:
     database.sql("INSERT INTO ev (region) VALUES ('de'), ('us'), (NULL)")
     assert database.value("SELECT count(*) FROM ev_rest") == 2
     assert not listed.done()["changed"]
+    listed.done(state="detached", partition="ev_rest")
+    assert not listed.done(state="detached", partition="ev_rest")["changed"]
+    database.sql("DROP TABLE ev_rest")
+    listed.done()
     more = [{"name": "ev_eu", "values": ["de", "fr", "es"]}]
     assert "ev_eu" in listed.refused("overlap", lists=more)["found"]
     assert [item["name"] for item in listed.done(lists=more, partial_windows="fill")["created"]] == ["public.ev_eu_2"]

@@ -260,7 +260,7 @@ def test_bounds_of_another_kind() -> None:
     [("t_0", ""), ("public.t_0", ""), ("t_10", "current"), ("t_default", "default"), ("else", "no partition of")],
 )
 def test_which_partition_may_be_detached(name: str, says: str) -> None:
-    check = planner.check_detach(table(partition(0, 10), partition(10, 20), DEFAULT), KEY, 15, name)
+    check = planner.check_detach(REQUEST, table(partition(0, 10), partition(10, 20), DEFAULT), 15, name)
     assert (check.status == "ok") == (not says)
     assert says in check.found
 
@@ -382,6 +382,16 @@ def test_what_is_partitioned_itself() -> None:
     assert bad(
         plan(Facts(table(DEFAULT), 5, within(3)), replace(REQUEST, strategy="list", default_rows="promote"))
     ) == ["default_rows"]
+
+
+def test_numbers() -> None:
+    assert planner.check_numbers({"premake": 0, "modulus": None, "max_drop": 1}).status == "ok"
+    assert planner.check_numbers({"premake": -1, "modulus": 0}).found == "premake -1, modulus 0"
+
+
+def test_which_partition_of_a_list_may_be_detached() -> None:
+    there = bounded("FOR VALUES IN ('de')")
+    assert planner.check_detach(LISTED, there, 0, "t_0").status == "ok"
 
 
 def test_a_table_of_another_strategy() -> None:
