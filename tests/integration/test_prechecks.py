@@ -264,6 +264,25 @@ def data_directory_of_another_member(scene: Scene) -> Iterator[Change]:
     yield {"local": {**scene.arguments()["local"], "data_dir": str(scene.sibling.data_dir)}}
 
 
+@case("local_data", on=("13", "18"), says="not served by a process in data_dir")
+def host_of_a_standby_with_the_same_paths(scene: Scene) -> Iterator[Change]:
+    """Two hosts whose data directories have one path, and the primary's entry names the other host: here the path is a
+    link that leads elsewhere once the primary runs."""
+    place = scene.primary.directory / "place"
+    place.symlink_to(scene.primary.data_dir)
+    standbys = [scene.candidate.name, scene.sibling.name]
+    try:
+        with configured(scene.primary, restart=True, data_directory=str(place)):
+            scene.cluster.wait_streaming(standbys)
+            place.unlink()
+            place.symlink_to(scene.candidate.data_dir)
+            local = {**scene.arguments()["local"], "service": {**scene.candidate.service, "name": None}}
+            yield {"local": {**local, "data_dir": str(place)}}
+    finally:
+        place.unlink()
+    scene.cluster.wait_streaming(standbys)
+
+
 @case("service_control", says="is not on this host")
 def no_stop_command(scene: Scene) -> Iterator[Change]:
     local = scene.arguments()["local"]

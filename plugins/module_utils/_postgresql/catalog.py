@@ -106,7 +106,8 @@ class NodeFacts:
     in_recovery: bool = False
     read_only: bool = False
     timeline: int = 0
-    started: str = ""
+    backend_pid: int = 0
+    """The process behind the session that read this, on the member's own host."""
     current_lsn: int | None = None
     receive_lsn: int | None = None
     replay_lsn: int | None = None
@@ -160,7 +161,7 @@ def read_node(session: Session) -> NodeFacts:
     head = session.rows(
         """SELECT current_setting('server_version_num')::int AS version_num, pg_is_in_recovery() AS in_recovery,
                   current_setting('transaction_read_only')::bool AS read_only,
-                  pg_postmaster_start_time()::text AS started,
+                  pg_backend_pid() AS backend_pid,
                   (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
                   greatest((SELECT timeline_id FROM pg_control_checkpoint()),
                            (SELECT min_recovery_end_timeline FROM pg_control_recovery())) AS checkpoint_timeline,
@@ -184,7 +185,7 @@ def read_node(session: Session) -> NodeFacts:
         in_recovery=head["in_recovery"],
         read_only=head["read_only"],
         timeline=timeline,
-        started=head["started"],
+        backend_pid=head["backend_pid"],
         current_lsn=_lsn(head["current_lsn"]),
         receive_lsn=_lsn(head["receive_lsn"]),
         replay_lsn=_lsn(head["replay_lsn"]),

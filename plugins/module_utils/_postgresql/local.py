@@ -113,11 +113,14 @@ class LocalServer:
             os.kill(pid, 0)
         except (OSError, ValueError):
             return None
+        return pid if self.runs(pid) else None
+
+    def runs(self, pid: int) -> bool:
+        """Is it a process of the server in this directory?"""
         try:
-            working = os.readlink(f"/proc/{pid}/cwd")
+            return os.readlink(f"/proc/{pid}/cwd") == os.path.realpath(self.data_dir)
         except OSError:
-            return None
-        return pid if working == os.path.realpath(self.data_dir) else None
+            return False
 
     def processes(self) -> list[int]:
         """Every process of a server in this directory, also those that a killed postmaster left behind: they can still

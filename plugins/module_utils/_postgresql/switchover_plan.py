@@ -59,7 +59,8 @@ class Request:
 
 @dataclass(frozen=True)
 class LocalFacts:
-    """The host where the module runs, seen without the database. ``problem``: why it may not act there."""
+    """The host where the module runs, seen without the database. ``problem``: why it may not act there;
+    ``serves_session``: the session to this host's member is served by a process in ``data_dir``."""
 
     data_dir: str = ""
     problem: str = ""
@@ -67,6 +68,7 @@ class LocalFacts:
     running: bool = False
     control_state: str = ""
     control_system_identifier: str = ""
+    serves_session: bool = False
     signal_planted: bool = False
     disk_version: str = ""
     free_bytes: int | None = None
@@ -364,16 +366,22 @@ def check_system_identifier(request: Request, observed: Observed, primary: str) 
 
 @_named
 def check_local_data(request: Request, observed: Observed, primary: str) -> Check:
+    """Path and system identifier are those of a standby, too, where packages put every data directory in one place. On
+    a standby's host the run would stop that, and its rollback would start it without standby.signal: two primaries."""
     local, facts = observed.local, observed.nodes[primary]
     same = not local.problem and local.control_system_identifier == facts.system_identifier
+    same = same and facts.settings.get("data_directory", "").rstrip("/") == local.data_dir.rstrip("/")
+    found = f"data_dir {local.data_dir} (system {local.control_system_identifier}); the server uses"
+    found += f" {facts.settings.get('data_directory')} (system {facts.system_identifier})"
+    if same and not local.serves_session:
+        found += f"; the session to {primary} is not served by a process in data_dir on this host"
     return _verdict(
         "local_data",
-        not same or facts.settings.get("data_directory", "").rstrip("/") != local.data_dir.rstrip("/"),
-        found=local.problem
-        or f"data_dir {local.data_dir} (system {local.control_system_identifier}); the server uses"
-        f" {facts.settings.get('data_directory')} (system {facts.system_identifier})",
+        not same or not local.serves_session,
+        found=local.problem or found,
         expected="data_dir on this host is the data directory of the running primary, and this user may change it",
-        remedy="correct data_dir, and run as root or as the owner of the data directory (become)",
+        remedy=f"correct host, data_dir and address of {primary}: its host may be that of another member. Run as root"
+        " or as the owner of the data directory (become)",
     )
 
 

@@ -100,6 +100,7 @@ class SwitchoverContext:
             running=running,
             control_state=control.state,
             control_system_identifier=str(control.system_identifier),
+            serves_session=self.local.runs(nodes[self.request.node].backend_pid),
             signal_planted=self.local.signal_planted(),
             disk_version=self.local.disk_version(),
             free_bytes=self.local.free_bytes(),
