@@ -861,6 +861,20 @@ def test_another_run_that_logged_in_to_whatever_database(scene: Scene, database:
     assert snapshot(scene.cluster) == before
 
 
+def test_another_run_whose_inventory_calls_the_cluster_otherwise(scene: Scene) -> None:
+    before = snapshot(scene.cluster)
+    sessions = ClusterSessions(scene.arguments()["nodes"], clock=Clock(), application_name="test", timeout=10)
+    try:
+        sessions.take_lease("another name", sessions.facts())
+        result = scene.promote()
+    finally:
+        sessions.close()
+        psycopg2.extensions.set_wait_callback(None)
+    assert (result["failed"], result["state"], result["changed"]) == (True, "refused", False)
+    assert f"another run holds the lease of cluster {scene.cluster.name} on" in result["found"]
+    assert snapshot(scene.cluster) == before
+
+
 def test_every_check_was_seen_to_fail() -> None:
     assert {case.check for case in CASES} | set(ALONE) == set(planner.CHECK_NAMES)
     assert len(set(planner.CHECK_NAMES)) == len(planner.CHECK_NAMES)
