@@ -259,6 +259,17 @@ def upgraded_on_disk(scene: Scene) -> Iterator[Change]:
     yield {"local": {**scene.arguments()["local"], "bin_dir": str(binaries.binaries(other))}}
 
 
+@case("candidate_settings", says="default_transaction_read_only = on")
+def read_only_candidate(scene: Scene) -> Iterator[Change]:
+    with configured(scene.candidate, default_transaction_read_only="on"):
+        wait_for(
+            lambda: scene.candidate.sql("SHOW default_transaction_read_only") == [("on",)],
+            seconds=20,
+            what="the candidate to be read-only",
+        )
+        yield {}
+
+
 @case("local_data", on=("13", "18"))
 def data_directory_of_another_member(scene: Scene) -> Iterator[Change]:
     yield {"local": {**scene.arguments()["local"], "data_dir": str(scene.sibling.data_dir)}}

@@ -17,6 +17,7 @@ SETTINGS = (
     "archive_mode",
     "cluster_name",
     "data_directory",
+    "default_transaction_read_only",
     "full_page_writes",
     "hot_standby",
     "max_connections",

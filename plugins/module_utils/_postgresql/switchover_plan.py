@@ -575,12 +575,17 @@ def check_candidate_settings(request: Request, observed: Observed, primary: str)
         for name in names
         if after.number(name) < before.number(name)
     ]
+    # Harmless on a standby, and often set on one: as a primary it would turn every write away.
+    read_only = "default_transaction_read_only"
+    if after.settings.get(read_only) == "on" and before.settings.get(read_only) != "on":
+        less.append(f"{read_only} = on")
+    known = before.knows(*names, read_only) and after.knows(*names, read_only)
     return _verdict(
         "candidate_settings",
-        True if less else False if before.knows(*names) and after.knows(*names) else None,
+        True if less else False if known else None,
         found="; ".join(less) or "not lower than on the primary",
         expected="the candidate allows at least what the primary allows",
-        remedy="raise these settings on the candidate and restart it",
+        remedy="raise these settings on the candidate and restart it; reset default_transaction_read_only there",
     )
 
 

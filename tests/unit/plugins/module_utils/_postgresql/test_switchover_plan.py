@@ -250,6 +250,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
         ),
     ),
     ("candidate_settings", FAILED, REQUEST, but(pg2={"settings": {"max_connections": "99"}})),
+    ("candidate_settings", FAILED, REQUEST, but(pg2={"settings": {"default_transaction_read_only": "on"}})),
     ("candidate_settings", FAILED, REQUEST, without_setting("pg2", "max_locks_per_transaction")),
     ("hot_standby", FAILED, REQUEST, but(pg3={"settings": {"hot_standby": "off"}})),
     ("hot_standby", FAILED, REQUEST, without_setting("pg1", "hot_standby")),
