@@ -275,6 +275,10 @@ def _one_primary(observed: Observed) -> Check:
         if len(writable) > 1
         else "a planned switchover needs a running primary; start it, or find out why it is not"
     )
+    unfinished = [name for name in observed.nodes if open_operation(observed, name) is not None]
+    if not writable and unfinished:
+        found = f"{found}; a switchover to {unfinished[0]} is unfinished"
+        remedy = f"run it again with candidate={unfinished[0]}: it finishes, or starts the old primary again"
     return _verdict("one_primary", len(writable) != 1, found=found, expected="exactly one primary", remedy=remedy)
 
 

@@ -587,6 +587,14 @@ def test_the_text_says_which_kind_of_wrong_number_of_primaries() -> None:
     assert "fence" not in none.remedy
 
 
+def test_whoever_names_another_candidate_hears_of_the_switchover_that_stopped_the_primary() -> None:
+    stopped = but(pg1=STOPPED, pg2={"operations": (row(),), **MARKER})
+    check = base_checks(replace(REQUEST, candidate="pg3"), stopped)[1]
+    assert "a switchover to pg2 is unfinished" in check.found
+    assert "candidate=pg2" in check.remedy
+    assert "start it" not in check.remedy
+
+
 # ---------------------------------------------------------------------------------------------------------------- phase
 
 
