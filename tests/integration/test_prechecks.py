@@ -750,6 +750,17 @@ def test_a_candidate_must_be_a_member(scene: Scene) -> None:
 
 
 @on_18
+@pytest.mark.parametrize("limit", [{"max_pause_ms": 0}, {"max_pause_ms": -5}, {"follow_timeout": 0}])
+def test_a_limit_that_nobody_means(scene: Scene, limit: dict[str, int]) -> None:
+    before = snapshot(scene.cluster)
+    result = scene.promote(**limit)
+    [(name, value)] = limit.items()
+    assert (result["failed"], result["state"], result["changed"]) == (True, "refused", False)
+    assert f"found: {name} = {value}; expected: 1 or more" in result["msg"]
+    assert snapshot(scene.cluster) == before
+
+
+@on_18
 @proves("system_identifier")
 def test_a_candidate_of_another_cluster(scene: Scene, scratch: Scene) -> None:
     foreign = scratch.candidate
