@@ -689,6 +689,23 @@ def test_a_warning_refuses_nothing(scene: Scene) -> None:
 ALONE["rewind_ready"] = test_a_warning_refuses_nothing.__name__
 
 
+@proves("unlogged_tables")
+def test_unlogged_tables_are_named(scene: Scene) -> None:
+    """In a database that the login never sees, too; PostgreSQL 15 has unlogged sequences as well."""
+    with closing(scene.primary.connect(dbname=users.DATABASE)) as session:
+        session.autocommit = True
+        session.cursor().execute("CREATE UNLOGGED TABLE passing (id int PRIMARY KEY)")
+        try:
+            result = scene.promote(check=True)
+        finally:
+            session.cursor().execute("DROP TABLE passing")
+    assert result["state"] == "would switch over", result.get("msg")
+    [warned] = [item for item in result["checks"] if item["status"] != "ok"]
+    assert (warned["name"], warned["status"]) == ("unlogged_tables", "warning")
+    assert f"unlogged tables in {users.DATABASE}: they will be empty on {scene.candidate.name}" in warned["found"]
+    assert any("[unlogged_tables]" in str(warning) for warning in result["warnings"])
+
+
 @on_18
 def test_a_slot_may_be_lost_by_name_only(scene: Scene) -> None:
     with slots(scene.primary, "debezium", "other", logical=True):

@@ -129,6 +129,7 @@ class NodeFacts:
     last_operation: dict[str, Any] | None = None
     has_operations: bool = False
     cron_jobs: int = 0
+    databases: dict[int, str] = field(default_factory=dict)
     upstream: tuple[str, int] = ("", 0)
     """Host and port in primary_conninfo, also while there is no walreceiver."""
     application_name: str = ""
@@ -207,6 +208,7 @@ def read_node(session: Session) -> NodeFacts:
         has_operations=session.rows(_JOURNAL_PRIVILEGES)[0]["may_read"],
         last_operation=next(iter(read_operations(session, "state = 'done'")), None),
         cron_jobs=_cron_jobs(session),
+        databases={row["oid"]: row["datname"] for row in session.rows("SELECT oid::int8, datname FROM pg_database")},
         **_upstream(session),
     )
 

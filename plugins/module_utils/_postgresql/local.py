@@ -173,6 +173,15 @@ class LocalServer:
         usage = os.statvfs(self.data_dir / "pg_wal")
         return usage.f_bavail * usage.f_frsize
 
+    def unlogged(self) -> tuple[int, ...]:
+        """Databases, by oid, with unlogged relations: these have an init fork. No session sees all databases.
+
+        Source: https://www.postgresql.org/docs/current/storage-init.html
+        """
+        with self.as_owner():
+            found = [*self.data_dir.glob("base/*/*_init"), *self.data_dir.glob("pg_tblspc/*/PG_*/*/*_init")]
+        return tuple(sorted({int(path.parent.name) for path in found if path.parent.name.isdigit()}))
+
     def signal_planted(self) -> bool:
         return (self.data_dir / STANDBY_SIGNAL).exists()
 

@@ -72,6 +72,7 @@ class LocalFacts:
     signal_planted: bool = False
     disk_version: str = ""
     free_bytes: int | None = None
+    unlogged: tuple[int, ...] = ()
     replication_problem: str = ""
     passfile_problem: str = ""
     shutdown_end_lsn: int | None = None
@@ -736,6 +737,22 @@ def check_rewind_ready(request: Request, observed: Observed, primary: str) -> Ch
         f" data_checksums {settings.get('data_checksums')}",
         expected="full_page_writes and wal_log_hints or checksums, so that pg_rewind works should it ever be needed",
         remedy="a proven switchover needs no rewind; for failovers set wal_log_hints = on at the next restart",
+        status="warning",
+    )
+
+
+@_named
+def check_unlogged_tables(request: Request, observed: Observed, primary: str) -> Check:
+    """Their rows are in no WAL: no proof speaks of them, and the new primary begins with empty ones."""
+    known = observed.nodes[primary].databases
+    names = [known.get(oid, str(oid)) for oid in observed.local.unlogged]
+    return _verdict(
+        "unlogged_tables",
+        bool(names),
+        found=f"unlogged tables in {', '.join(names)}: they will be empty on {request.candidate}" if names else "none",
+        expected="no unlogged table: a standby has none of their rows",
+        remedy="SELECT oid::regclass FROM pg_class WHERE relpersistence = 'u' lists them; copy what has to be kept, or"
+        " ALTER TABLE … SET LOGGED before the switchover",
         status="warning",
     )
 

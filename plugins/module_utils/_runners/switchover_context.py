@@ -124,6 +124,7 @@ class SwitchoverContext:
             signal_planted=self.local.signal_planted(),
             disk_version=self.local.disk_version(),
             free_bytes=self.local.free_bytes(),
+            unlogged=self.local.unlogged(),
             passfile_problem=self.local.passfile_problem(passfile) if passfile else "",
             replication_problem="" if self.request.node == self.request.candidate else self._replication_problem(),
             shutdown_end_lsn=end,

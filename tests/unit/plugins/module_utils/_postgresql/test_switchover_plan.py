@@ -276,6 +276,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("disk_space", FAILED, REQUEST, but(probes={**GOOD.probes, "pg2": Probe("pg2", "", 0)})),
     ("rewind_ready", "warning", REQUEST, but(pg1={"settings": {"wal_log_hints": "off", "data_checksums": "off"}})),
     ("rewind_ready", "warning", REQUEST, but(pg1={"settings": {"full_page_writes": "off"}})),
+    ("unlogged_tables", "warning", REQUEST, but(pg1={"databases": {5: "postgres"}}, local={"unlogged": (5,)})),
     ("no_base_backup", FAILED, REQUEST, but(pg3={"base_backups": 1})),
     ("long_transactions", FAILED, REQUEST, but(pg1={"transactions": (activity("running", 10.1),)})),
     ("idle_in_transaction", FAILED, REQUEST, but(pg1={"transactions": (activity("idle in transaction", 5.1),)})),
