@@ -768,7 +768,7 @@ def test_a_candidate_must_be_a_member(scene: Scene) -> None:
 
 @on_18
 @pytest.mark.parametrize("limit", [{"max_pause_ms": 0}, {"max_pause_ms": -5}, {"follow_timeout": 0}])
-def test_a_limit_that_nobody_means(scene: Scene, limit: dict[str, int]) -> None:
+def test_a_limit_that_nobody_means(scene: Scene, limit: dict[str, Any]) -> None:
     before = snapshot(scene.cluster)
     result = scene.promote(**limit)
     [(name, value)] = limit.items()
