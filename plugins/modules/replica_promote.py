@@ -447,7 +447,7 @@ behind:
   type: list
   elements: str
 pause_ms:
-  description: How long poolers were paused, in milliseconds.
+  description: How long clients were held, in milliseconds. Null where nobody was, or where a killed run began it.
   returned: when something was begun
   type: float
 prediction:

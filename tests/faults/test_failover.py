@@ -301,6 +301,16 @@ def test_failover_killed_at_a_step(scene: Stage, step: str, moment: str) -> None
     assert scene.failover(lost).get("state") in ("unchanged", "refused")
 
 
+def test_the_data_directory_of_a_standby_is_no_fence_of_the_primary(scene: Stage) -> None:
+    """Its entry names the host of another member, where a standby looks like a server that was fenced."""
+    primary, first, _second = scene.names()
+    local = scene.cluster.module_arguments(first, first)["local"]
+    result = scene.start_fence(primary, local=local, serve_wal=False).result()
+    assert (result.get("failed"), result.get("state"), result.get("changed")) == (True, "refused", False), result
+    assert f"is that of {first}, which runs there" in result["msg"]
+    assert scene.writable() == [primary]
+
+
 def test_a_fenced_primary_that_cannot_be_started(scene: Stage) -> None:
     """Its WAL is not to be had, but it is down for certain: that is a fence, and what may be lost is not known."""
     lost, _first, _second = scene.names()

@@ -259,9 +259,39 @@ def upgraded_on_disk(scene: Scene) -> Iterator[Change]:
     yield {"local": {**scene.arguments()["local"], "bin_dir": str(binaries.binaries(other))}}
 
 
+@case("candidate_settings", says="default_transaction_read_only = on")
+def read_only_candidate(scene: Scene) -> Iterator[Change]:
+    with configured(scene.candidate, default_transaction_read_only="on"):
+        wait_for(
+            lambda: scene.candidate.sql("SHOW default_transaction_read_only") == [("on",)],
+            seconds=20,
+            what="the candidate to be read-only",
+        )
+        yield {}
+
+
 @case("local_data", on=("13", "18"))
 def data_directory_of_another_member(scene: Scene) -> Iterator[Change]:
     yield {"local": {**scene.arguments()["local"], "data_dir": str(scene.sibling.data_dir)}}
+
+
+@case("local_data", on=("13", "18"), says="not served by a process in data_dir")
+def host_of_a_standby_with_the_same_paths(scene: Scene) -> Iterator[Change]:
+    """Two hosts whose data directories have one path, and the primary's entry names the other host: here the path is a
+    link that leads elsewhere once the primary runs."""
+    place = scene.primary.directory / "place"
+    place.symlink_to(scene.primary.data_dir)
+    standbys = [scene.candidate.name, scene.sibling.name]
+    try:
+        with configured(scene.primary, restart=True, data_directory=str(place)):
+            scene.cluster.wait_streaming(standbys)
+            place.unlink()
+            place.symlink_to(scene.candidate.data_dir)
+            local = {**scene.arguments()["local"], "service": {**scene.candidate.service, "name": None}}
+            yield {"local": {**local, "data_dir": str(place)}}
+    finally:
+        place.unlink()
+    scene.cluster.wait_streaming(standbys)
 
 
 @case("service_control", says="is not on this host")
@@ -659,6 +689,23 @@ def test_a_warning_refuses_nothing(scene: Scene) -> None:
 ALONE["rewind_ready"] = test_a_warning_refuses_nothing.__name__
 
 
+@proves("unlogged_tables")
+def test_unlogged_tables_are_named(scene: Scene) -> None:
+    """In a database that the login never sees, too; PostgreSQL 15 has unlogged sequences as well."""
+    with closing(scene.primary.connect(dbname=users.DATABASE)) as session:
+        session.autocommit = True
+        session.cursor().execute("CREATE UNLOGGED TABLE passing (id int PRIMARY KEY)")
+        try:
+            result = scene.promote(check=True)
+        finally:
+            session.cursor().execute("DROP TABLE passing")
+    assert result["state"] == "would switch over", result.get("msg")
+    [warned] = [item for item in result["checks"] if item["status"] != "ok"]
+    assert (warned["name"], warned["status"]) == ("unlogged_tables", "warning")
+    assert f"unlogged tables in {users.DATABASE}: they will be empty on {scene.candidate.name}" in warned["found"]
+    assert any("[unlogged_tables]" in str(warning) for warning in result["warnings"])
+
+
 @on_18
 def test_a_slot_may_be_lost_by_name_only(scene: Scene) -> None:
     with slots(scene.primary, "debezium", "other", logical=True):
@@ -716,6 +763,17 @@ def test_a_candidate_must_be_a_member(scene: Scene) -> None:
     assert result["failed"]
     assert "found: candidate pg9 is not among the members pg1, pg2, pg3" in result["msg"]
     assert "what to do: correct candidate" in result["msg"]
+    assert snapshot(scene.cluster) == before
+
+
+@on_18
+@pytest.mark.parametrize("limit", [{"max_pause_ms": 0}, {"max_pause_ms": -5}, {"follow_timeout": 0}])
+def test_a_limit_that_nobody_means(scene: Scene, limit: dict[str, Any]) -> None:
+    before = snapshot(scene.cluster)
+    result = scene.promote(**limit)
+    [(name, value)] = limit.items()
+    assert (result["failed"], result["state"], result["changed"]) == (True, "refused", False)
+    assert f"found: {name} = {value}; expected: 1 or more" in result["msg"]
     assert snapshot(scene.cluster) == before
 
 
@@ -839,6 +897,20 @@ def test_another_run_that_logged_in_to_whatever_database(scene: Scene, database:
     assert (
         f"another run holds the lease of cluster {scene.cluster.name} on {scene.sibling.name}: pid" in result["found"]
     )
+    assert snapshot(scene.cluster) == before
+
+
+def test_another_run_whose_inventory_calls_the_cluster_otherwise(scene: Scene) -> None:
+    before = snapshot(scene.cluster)
+    sessions = ClusterSessions(scene.arguments()["nodes"], clock=Clock(), application_name="test", timeout=10)
+    try:
+        sessions.take_lease("another name", sessions.facts())
+        result = scene.promote()
+    finally:
+        sessions.close()
+        psycopg2.extensions.set_wait_callback(None)
+    assert (result["failed"], result["state"], result["changed"]) == (True, "refused", False)
+    assert f"another run holds the lease of cluster {scene.cluster.name} on" in result["found"]
     assert snapshot(scene.cluster) == before
 
 

@@ -34,7 +34,7 @@ from tests.integration.scene import (
 from tests.lab import binaries, ledger, users
 from tests.lab.checker import check
 from tests.lab.cluster import Cluster
-from tests.lab.operation import COLLECTIONS, MODULES, run_module
+from tests.lab.operation import COLLECTIONS, MODULES, run_module, start_module
 from tests.lab.server import Node, interpreter, wait_for
 from tests.lab.writer import Writers
 
@@ -492,6 +492,18 @@ def test_as_the_owner_of_the_data_directory(scene: Scene, operators_python: dict
 
 
 # --------------------------------------------------------------------------------------------------------- small things
+
+
+@on("18")
+def test_a_pause_that_a_killed_run_began_is_not_given_as_that_of_the_second(scene: Scene) -> None:
+    scene.point_pooler(scene.candidate)
+    start_module("replica_promote", scene.arguments(), failpoint="prove:after").result()
+    other = run_module("replica_promote", scene.arguments(candidate=scene.sibling))
+    assert (other["failed"], other["state"], other["changed"]) == (True, "refused", False)
+    assert f"run it again with candidate={scene.candidate.name}" in other["msg"]
+    result = run_module("replica_promote", scene.arguments())
+    assert result["state"] == "switched over", result["msg"]
+    assert result["pause_ms"] is None
 
 
 @on("18")

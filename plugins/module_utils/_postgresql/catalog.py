@@ -17,6 +17,7 @@ SETTINGS = (
     "archive_mode",
     "cluster_name",
     "data_directory",
+    "default_transaction_read_only",
     "full_page_writes",
     "hot_standby",
     "max_connections",
@@ -106,7 +107,8 @@ class NodeFacts:
     in_recovery: bool = False
     read_only: bool = False
     timeline: int = 0
-    started: str = ""
+    backend_pid: int = 0
+    """The process behind the session that read this, on the member's own host."""
     current_lsn: int | None = None
     receive_lsn: int | None = None
     replay_lsn: int | None = None
@@ -127,6 +129,7 @@ class NodeFacts:
     last_operation: dict[str, Any] | None = None
     has_operations: bool = False
     cron_jobs: int = 0
+    databases: dict[int, str] = field(default_factory=dict)
     upstream: tuple[str, int] = ("", 0)
     """Host and port in primary_conninfo, also while there is no walreceiver."""
     application_name: str = ""
@@ -160,7 +163,7 @@ def read_node(session: Session) -> NodeFacts:
     head = session.rows(
         """SELECT current_setting('server_version_num')::int AS version_num, pg_is_in_recovery() AS in_recovery,
                   current_setting('transaction_read_only')::bool AS read_only,
-                  pg_postmaster_start_time()::text AS started,
+                  pg_backend_pid() AS backend_pid,
                   (SELECT system_identifier::text FROM pg_control_system()) AS system_identifier,
                   greatest((SELECT timeline_id FROM pg_control_checkpoint()),
                            (SELECT min_recovery_end_timeline FROM pg_control_recovery())) AS checkpoint_timeline,
@@ -184,7 +187,7 @@ def read_node(session: Session) -> NodeFacts:
         in_recovery=head["in_recovery"],
         read_only=head["read_only"],
         timeline=timeline,
-        started=head["started"],
+        backend_pid=head["backend_pid"],
         current_lsn=_lsn(head["current_lsn"]),
         receive_lsn=_lsn(head["receive_lsn"]),
         replay_lsn=_lsn(head["replay_lsn"]),
@@ -205,6 +208,7 @@ def read_node(session: Session) -> NodeFacts:
         has_operations=session.rows(_JOURNAL_PRIVILEGES)[0]["may_read"],
         last_operation=next(iter(read_operations(session, "state = 'done'")), None),
         cron_jobs=_cron_jobs(session),
+        databases={row["oid"]: row["datname"] for row in session.rows("SELECT oid::int8, datname FROM pg_database")},
         **_upstream(session),
     )
 

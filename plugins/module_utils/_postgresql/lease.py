@@ -30,3 +30,8 @@ SELECT pid, application_name, coalesce(client_addr::text, 'local') AS client
 def lease_key(cluster: str) -> tuple[int, int]:
     """The two keys of the lock, parameters of ``TAKE`` and ``HOLDERS``."""
     return _CLASS, zlib.crc32(cluster.encode()) & 0x7FFFFFFF
+
+
+def system_key(system_identifier: str) -> tuple[int, int]:
+    """The same for the servers themselves, whatever an inventory calls their cluster."""
+    return lease_key(f"system identifier {system_identifier}")

@@ -113,11 +113,14 @@ class LocalServer:
             os.kill(pid, 0)
         except (OSError, ValueError):
             return None
+        return pid if self.runs(pid) else None
+
+    def runs(self, pid: int) -> bool:
+        """Is it a process of the server in this directory?"""
         try:
-            working = os.readlink(f"/proc/{pid}/cwd")
+            return os.readlink(f"/proc/{pid}/cwd") == os.path.realpath(self.data_dir)
         except OSError:
-            return None
-        return pid if working == os.path.realpath(self.data_dir) else None
+            return False
 
     def processes(self) -> list[int]:
         """Every process of a server in this directory, also those that a killed postmaster left behind: they can still
@@ -169,6 +172,15 @@ class LocalServer:
     def free_bytes(self) -> int:
         usage = os.statvfs(self.data_dir / "pg_wal")
         return usage.f_bavail * usage.f_frsize
+
+    def unlogged(self) -> tuple[int, ...]:
+        """Databases, by oid, with unlogged relations: these have an init fork. No session sees all databases.
+
+        Source: https://www.postgresql.org/docs/current/storage-init.html
+        """
+        with self.as_owner():
+            found = [*self.data_dir.glob("base/*/*_init"), *self.data_dir.glob("pg_tblspc/*/PG_*/*/*_init")]
+        return tuple(sorted({int(path.parent.name) for path in found if path.parent.name.isdigit()}))
 
     def signal_planted(self) -> bool:
         return (self.data_dir / STANDBY_SIGNAL).exists()

@@ -36,6 +36,7 @@ KEPT = (
     "replication_login",
     "disk_space",
     "rewind_ready",
+    "unlogged_tables",
     "no_base_backup",
     "long_transactions",
     "idle_in_transaction",

@@ -59,7 +59,8 @@ class Request:
 
 @dataclass(frozen=True)
 class LocalFacts:
-    """The host where the module runs, seen without the database. ``problem``: why it may not act there."""
+    """The host where the module runs, seen without the database. ``problem``: why it may not act there;
+    ``serves_session``: the session to this host's member is served by a process in ``data_dir``."""
 
     data_dir: str = ""
     problem: str = ""
@@ -67,9 +68,11 @@ class LocalFacts:
     running: bool = False
     control_state: str = ""
     control_system_identifier: str = ""
+    serves_session: bool = False
     signal_planted: bool = False
     disk_version: str = ""
     free_bytes: int | None = None
+    unlogged: tuple[int, ...] = ()
     replication_problem: str = ""
     passfile_problem: str = ""
     shutdown_end_lsn: int | None = None
@@ -273,6 +276,10 @@ def _one_primary(observed: Observed) -> Check:
         if len(writable) > 1
         else "a planned switchover needs a running primary; start it, or find out why it is not"
     )
+    unfinished = [name for name in observed.nodes if open_operation(observed, name) is not None]
+    if not writable and unfinished:
+        found = f"{found}; a switchover to {unfinished[0]} is unfinished"
+        remedy = f"run it again with candidate={unfinished[0]}: it finishes, or starts the old primary again"
     return _verdict("one_primary", len(writable) != 1, found=found, expected="exactly one primary", remedy=remedy)
 
 
@@ -364,16 +371,22 @@ def check_system_identifier(request: Request, observed: Observed, primary: str) 
 
 @_named
 def check_local_data(request: Request, observed: Observed, primary: str) -> Check:
+    """Path and system identifier are those of a standby, too, where packages put every data directory in one place. On
+    a standby's host the run would stop that, and its rollback would start it without standby.signal: two primaries."""
     local, facts = observed.local, observed.nodes[primary]
     same = not local.problem and local.control_system_identifier == facts.system_identifier
+    same = same and facts.settings.get("data_directory", "").rstrip("/") == local.data_dir.rstrip("/")
+    found = f"data_dir {local.data_dir} (system {local.control_system_identifier}); the server uses"
+    found += f" {facts.settings.get('data_directory')} (system {facts.system_identifier})"
+    if same and not local.serves_session:
+        found += f"; the session to {primary} is not served by a process in data_dir on this host"
     return _verdict(
         "local_data",
-        not same or facts.settings.get("data_directory", "").rstrip("/") != local.data_dir.rstrip("/"),
-        found=local.problem
-        or f"data_dir {local.data_dir} (system {local.control_system_identifier}); the server uses"
-        f" {facts.settings.get('data_directory')} (system {facts.system_identifier})",
+        not same or not local.serves_session,
+        found=local.problem or found,
         expected="data_dir on this host is the data directory of the running primary, and this user may change it",
-        remedy="correct data_dir, and run as root or as the owner of the data directory (become)",
+        remedy=f"correct host, data_dir and address of {primary}: its host may be that of another member. Run as root"
+        " or as the owner of the data directory (become)",
     )
 
 
@@ -567,12 +580,17 @@ def check_candidate_settings(request: Request, observed: Observed, primary: str)
         for name in names
         if after.number(name) < before.number(name)
     ]
+    # Harmless on a standby, and often set on one: as a primary it would turn every write away.
+    read_only = "default_transaction_read_only"
+    if after.settings.get(read_only) == "on" and before.settings.get(read_only) != "on":
+        less.append(f"{read_only} = on")
+    known = before.knows(*names, read_only) and after.knows(*names, read_only)
     return _verdict(
         "candidate_settings",
-        True if less else False if before.knows(*names) and after.knows(*names) else None,
+        True if less else False if known else None,
         found="; ".join(less) or "not lower than on the primary",
         expected="the candidate allows at least what the primary allows",
-        remedy="raise these settings on the candidate and restart it",
+        remedy="raise these settings on the candidate and restart it; reset default_transaction_read_only there",
     )
 
 
@@ -719,6 +737,22 @@ def check_rewind_ready(request: Request, observed: Observed, primary: str) -> Ch
         f" data_checksums {settings.get('data_checksums')}",
         expected="full_page_writes and wal_log_hints or checksums, so that pg_rewind works should it ever be needed",
         remedy="a proven switchover needs no rewind; for failovers set wal_log_hints = on at the next restart",
+        status="warning",
+    )
+
+
+@_named
+def check_unlogged_tables(request: Request, observed: Observed, primary: str) -> Check:
+    """Their rows are in no WAL: no proof speaks of them, and the new primary begins with empty ones."""
+    known = observed.nodes[primary].databases
+    names = [known.get(oid, str(oid)) for oid in observed.local.unlogged]
+    return _verdict(
+        "unlogged_tables",
+        bool(names),
+        found=f"unlogged tables in {', '.join(names)}: they will be empty on {request.candidate}" if names else "none",
+        expected="no unlogged table: a standby has none of their rows",
+        remedy="SELECT oid::regclass FROM pg_class WHERE relpersistence = 'u' lists them; copy what has to be kept, or"
+        " ALTER TABLE … SET LOGGED before the switchover",
         status="warning",
     )
 

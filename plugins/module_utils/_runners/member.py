@@ -65,6 +65,7 @@ class Member:
             )
         lock = LockFile(self.directory / "lock")
         try:
+            self._refuse_another_members_data()
             if not check_mode:
                 make_state_directory(self.directory)
                 lock.acquire(f"pg_member {self.options['state']} of {self.name}")
@@ -73,6 +74,25 @@ class Member:
         finally:
             self.sessions.close()
             lock.release()
+
+    def _refuse_another_members_data(self) -> None:
+        """Where its entry names the host of a standby, that standby would be taken for the fence of a primary which
+        still accepts writes. A running member shows by the process of its session where it is."""
+        for other in self.members:
+            if other == self.name:
+                continue
+            try:
+                pid = int(self.sessions.to(other, timeout=2.0).value("SELECT pg_backend_pid()"))
+            except DbopsError:
+                self.sessions.drop(other)
+                continue
+            if self.local.runs(pid):
+                raise DbopsError(
+                    found=f"data_dir {self.local.data_dir} on this host is that of {other}, which runs there",
+                    expected=f"the data directory of {self.name}",
+                    remedy=f"correct host and data_dir of {self.name}; nothing was changed",
+                    details={"state": "refused", "changed": False},
+                )
 
     def _note(self, step: str, event: str, **data: Any) -> None:
         if self.journal is not None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._postgresql.catalog import NodeFacts, read_node
 from .._postgresql.client import Endpoint, Session, connect, conninfo
-from .._postgresql.lease import HOLDERS, TAKE, lease_key
+from .._postgresql.lease import HOLDERS, TAKE, lease_key, system_key
 from .._postgresql.pgbouncer import PoolerConsole, following
 from .._postgresql.switchover_plan import Member, PoolerFacts, PoolerRoute
 
@@ -91,7 +92,7 @@ def standby_conninfo(member: Member, options: dict[str, Any], *, application_nam
 class ClusterSessions:
     """One session per member, opened when first needed and again when it broke.
 
-    Once ``lease`` is set every new session takes it: a member that was restarted has forgotten who holds it.
+    Once ``leases`` are set every new session takes them: a member that was restarted has forgotten who holds them.
     """
 
     def __init__(self, nodes: Iterable[dict[str, Any]], *, clock: Clock, application_name: str, timeout: float) -> None:
@@ -100,7 +101,7 @@ class ClusterSessions:
         self._application_name = application_name
         self._timeout = timeout
         self._sessions: dict[str, Session] = {}
-        self.lease: tuple[int, int] | None = None
+        self.leases: list[tuple[int, int]] = []
 
     def to(self, name: str, *, timeout: float | None = None) -> Session:
         session = self._sessions.get(name)
@@ -111,9 +112,9 @@ class ClusterSessions:
                 timeout=timeout or self._timeout,
                 application_name=self._application_name,
             )
-            if self.lease is not None:
-                with suppress(DbopsError):  # a session that is of no use says so when it is used
-                    session.run(TAKE, self.lease)
+            with suppress(DbopsError):  # a session that is of no use says so when it is used
+                for key in self.leases:
+                    session.run(TAKE, key)
             session.timeout = self._timeout
             self._sessions[name] = session
         return session
@@ -137,14 +138,16 @@ class ClusterSessions:
             return dict(zip(self.endpoints, pool.map(read, self.endpoints)))
 
     def take_lease(self, cluster: str, nodes: dict[str, NodeFacts], *, first: str = "") -> None:
-        """An advisory lock on every member that answers, held by idle sessions until this process ends. On a member
-        that is promoted it survives the promotion. ``first`` is where two runs that start together meet.
+        """Advisory locks on every member that answers, held by idle sessions until this process ends. On a member
+        that is promoted they survive the promotion. ``first`` is where two runs that start together meet. The lock of
+        the cluster's name is what dead-men look for; another inventory may have another name for the same servers.
 
         Raises DbopsError (state refused) that names the holder.
         """
-        key = lease_key(cluster)
         names = [name for name, facts in nodes.items() if facts.answered]
-        for name in sorted(names, key=lambda item: (item != first, item)):
+        systems = sorted({nodes[name].system_identifier for name in names} - {""})
+        keys = [lease_key(cluster), *(system_key(identifier) for identifier in systems)]
+        for name, key in product(sorted(names, key=lambda item: (item != first, item)), keys):
             session = self.to(name)
             taken = session.value(TAKE, key)
             holder = session.rows(HOLDERS, key)
@@ -157,7 +160,7 @@ class ClusterSessions:
                 remedy="wait for that run to end; a run that died has lost its lease already",
                 details={"state": "refused", "changed": False},
             )
-        self.lease = key
+        self.leases = keys
 
     def close(self) -> None:
         for name in list(self._sessions):

@@ -338,6 +338,7 @@ class Switchover:
     def _carry_out(self, steps: SwitchoverSteps, hands: list[Step], *, begun: list[Step] | None = None) -> Outcome:
         """``begun``: steps that a killed run may have begun, to be undone too if this run fails."""
         plan = steps.plan
+        steps.joined = begun is not None
         self.outcome.changed = True
         with steps.runner.signals():
             try:

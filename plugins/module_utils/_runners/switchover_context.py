@@ -19,6 +19,18 @@ from .._postgresql.wal import read_shutdown_checkpoint, record_after, shutdown_c
 from .members import ClusterSessions, endpoint, members, read_pooler, replication_endpoint
 
 CALL_SECONDS = 10.0
+# Nobody means a limit below these, and a run would find out when clients wait already.
+LOWEST = {
+    "max_pause_ms": 1,
+    "max_lag_bytes": 0,
+    "max_transaction_seconds": 0,
+    "max_idle_in_transaction_seconds": 0,
+    "max_archive_backlog": 0,
+    "min_free_bytes": 0,
+    "checkpoint_timeout": 1,
+    "follow_timeout": 1,
+    "stop_timeout": 0,
+}
 
 
 class SwitchoverContext:
@@ -49,6 +61,14 @@ class SwitchoverContext:
                     found=f"{role} {name} is not among the members {', '.join(sorted(self.request.members))}",
                     expected="the name of a member",
                     remedy=f"correct {role}, or add the member to dbops_clusters",
+                )
+        for name, least in LOWEST.items():
+            if options[name] < least:
+                raise DbopsError(
+                    found=f"{name} = {options[name]}",
+                    expected=f"{least} or more",
+                    remedy=f"correct {name}; nothing was changed",
+                    details={"state": "refused", "changed": False},
                 )
         self.local = LocalServer.of(options["local"], clock)
         self.sessions = ClusterSessions(
@@ -100,9 +120,11 @@ class SwitchoverContext:
             running=running,
             control_state=control.state,
             control_system_identifier=str(control.system_identifier),
+            serves_session=self.local.runs(nodes[self.request.node].backend_pid),
             signal_planted=self.local.signal_planted(),
             disk_version=self.local.disk_version(),
             free_bytes=self.local.free_bytes(),
+            unlogged=self.local.unlogged(),
             passfile_problem=self.local.passfile_problem(passfile) if passfile else "",
             replication_problem="" if self.request.node == self.request.candidate else self._replication_problem(),
             shutdown_end_lsn=end,

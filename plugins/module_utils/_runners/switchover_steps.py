@@ -56,6 +56,7 @@ class SwitchoverSteps(PromotionSteps):
         self.pause: Deadline | None = None
         self.pause_began: float | None = None
         self.pause_ended: float | None = None
+        self.joined = False  # the pause of a run that was killed: how long that lasted this one cannot know
         self._routes: dict[str, list[str]] = {}
 
     def all(self) -> dict[str, Step]:
@@ -64,7 +65,7 @@ class SwitchoverSteps(PromotionSteps):
 
     def pause_ms(self) -> float | None:
         """How long this run held clients; None where it did not, or where a run before it began the pause."""
-        if self.pause_began is None or self.pause_ended is None:
+        if self.joined or self.pause_began is None or self.pause_ended is None:
             return None
         return round((self.pause_ended - self.pause_began) * 1000, 1)
 

@@ -133,6 +133,7 @@ GOOD = Observed(
         running=True,
         control_state="in production",
         control_system_identifier="7000",
+        serves_session=True,
         disk_version="15.4",
         free_bytes=PLENTY,
     ),
@@ -207,6 +208,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("local_data", FAILED, REQUEST, but(local={"control_system_identifier": "7001"})),
     ("local_data", FAILED, REQUEST, but(local={"control_system_identifier": ""})),
     ("local_data", FAILED, REQUEST, but(local={"data_dir": "/data2"})),
+    ("local_data", FAILED, REQUEST, but(local={"serves_session": False})),
     ("local_data", FAILED, REQUEST, without_setting("pg1", "data_directory")),
     ("service_control", FAILED, REQUEST, but(local={"service_problem": "systemctl needs root"})),
     ("manager_in_charge", FAILED, REQUEST, but(pg3={"managers": ("Patroni",)})),
@@ -248,6 +250,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
         ),
     ),
     ("candidate_settings", FAILED, REQUEST, but(pg2={"settings": {"max_connections": "99"}})),
+    ("candidate_settings", FAILED, REQUEST, but(pg2={"settings": {"default_transaction_read_only": "on"}})),
     ("candidate_settings", FAILED, REQUEST, without_setting("pg2", "max_locks_per_transaction")),
     ("hot_standby", FAILED, REQUEST, but(pg3={"settings": {"hot_standby": "off"}})),
     ("hot_standby", FAILED, REQUEST, without_setting("pg1", "hot_standby")),
@@ -273,6 +276,7 @@ REFUSED: list[tuple[str, str, Request, Observed]] = [
     ("disk_space", FAILED, REQUEST, but(probes={**GOOD.probes, "pg2": Probe("pg2", "", 0)})),
     ("rewind_ready", "warning", REQUEST, but(pg1={"settings": {"wal_log_hints": "off", "data_checksums": "off"}})),
     ("rewind_ready", "warning", REQUEST, but(pg1={"settings": {"full_page_writes": "off"}})),
+    ("unlogged_tables", "warning", REQUEST, but(pg1={"databases": {5: "postgres"}}, local={"unlogged": (5,)})),
     ("no_base_backup", FAILED, REQUEST, but(pg3={"base_backups": 1})),
     ("long_transactions", FAILED, REQUEST, but(pg1={"transactions": (activity("running", 10.1),)})),
     ("idle_in_transaction", FAILED, REQUEST, but(pg1={"transactions": (activity("idle in transaction", 5.1),)})),
@@ -582,6 +586,14 @@ def test_the_text_says_which_kind_of_wrong_number_of_primaries() -> None:
     none = base_checks(REQUEST, but(pg1={"in_recovery": True}))[1]
     assert none.found.startswith("no primary")
     assert "fence" not in none.remedy
+
+
+def test_whoever_names_another_candidate_hears_of_the_switchover_that_stopped_the_primary() -> None:
+    stopped = but(pg1=STOPPED, pg2={"operations": (row(),), **MARKER})
+    check = base_checks(replace(REQUEST, candidate="pg3"), stopped)[1]
+    assert "a switchover to pg2 is unfinished" in check.found
+    assert "candidate=pg2" in check.remedy
+    assert "start it" not in check.remedy
 
 
 # ---------------------------------------------------------------------------------------------------------------- phase
