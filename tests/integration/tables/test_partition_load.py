@@ -41,7 +41,7 @@ def reader_waiting(database: Database) -> bool:
 
 
 def stalled(log: Log) -> bool:
-    return log.longest > 1000
+    return log.longest > 3000
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_trap_partition_of_waits_for_a_reader_and_writers_wait_for_it(partitions
         cursor.execute("SELECT count(*) FROM ev")
     with load(partitions) as running:
         with pytest.raises(psycopg2.errors.QueryCanceled):
-            database.sql("SET statement_timeout = '1500ms'; CREATE TABLE far PARTITION OF ev DEFAULT")
+            database.sql("SET statement_timeout = '4s'; CREATE TABLE far PARTITION OF ev DEFAULT")
         for log in (running.writer, running.reader):
             wait_for(partial(stalled, log), seconds=5, what="the client got through")
         running.writer.waits.clear()
         running.reader.waits.clear()
         partitions.done(premake=6)
         # What one statement of a client had to wait for, beside a report that lasts.
-        assert running.writer.longest < 1000
-        assert running.reader.longest < 1000
+        assert running.writer.longest < 3000
+        assert running.reader.longest < 3000
     report.rollback()
     report.close()
     running.check("ev")
