@@ -250,6 +250,13 @@ from ..module_utils._postgresql.client import missing_driver
 from ..module_utils._runners.partition import partition
 
 WANTED = ["interval", "lists", "modulus"]
+EXCLUSIVE = [
+    WANTED,
+    ["lists", "retention"],
+    ["lists", "start"],
+    ["modulus", "retention"],
+    ["modulus", "start"],
+]
 REQUIRED_IF = [
     ("state", "detached", ["partition"]),
     ("retention_action", "archive", ["archive_dir"]),
@@ -262,7 +269,7 @@ def main() -> None:
         argument_spec=partition_options(),
         required_if=REQUIRED_IF,
         required_one_of=[WANTED],
-        mutually_exclusive=[WANTED],
+        mutually_exclusive=EXCLUSIVE,
         supports_check_mode=True,
     )
     missing = missing_driver()

@@ -65,6 +65,11 @@ SCENES: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
         {"default_rows": "move", "move_limit": 1_000_000, "premake": 1},
         ["create p0", "move to p0", "create p1", "attach p1", "analyze ev"],
     ),
+    "nested": (
+        [DEFAULT],
+        {"start": "next", "premake": 1, "subpartitions": {"key": "id", "modulus": 2}},
+        ["create p1", "attach p1", "analyze ev"],
+    ),
     "detach": (
         [PAST, NOW, KIND],
         {"retention": "1 month", "retention_action": "detach", "premake": 0},

@@ -160,7 +160,7 @@ def define(session: Session, table: Table, want: Wanted) -> tuple[Wanted, list[i
         session.run(like)
         session.run(want.create(want.name, copy))
         oid = session.value("SELECT %s::regclass::oid::bigint", [copy])
-        (index,) = _indexes(session, [oid])[oid]
+        index = _indexes(session, [oid])[oid][0]
         widths = session.rows(_WIDTHS, [table.schema, table.name, index.oid])
         return replace(want, definition=index.definition), [row["width"] for row in widths]
     except DbopsError as error:

@@ -19,9 +19,8 @@ from typing import Any
 from .._core.errors import DbopsError
 from .known_defects import CONCURRENT_BUILD, known_defect
 from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, SHARE, SHARE_UPDATE_EXCLUSIVE, Lock, Statement
-from .quoting import identifier, literal, qualified
+from .quoting import NAME_BYTES, identifier, literal, qualified, suffixed
 
-NAME_BYTES = 63  # what the server silently cuts names to
 _SCRAP = re.compile(r"_cc(new|old)\d*$")
 _ELEMENT = ("name", "expression", "order", "nulls", "opclass", "collation")
 
@@ -229,7 +228,7 @@ def own_names(table: Table, name: str) -> tuple[str, str]:
     where the first is too long or taken."""
     readable = f"{table.name}_{name}"
     mark = f"_{zlib.crc32(f'{table.schema}.{table.name}.{name}'.encode()):08x}"
-    cut = readable.encode()[: NAME_BYTES - len(mark)].decode(errors="ignore") + mark
+    cut = suffixed(readable, mark)
     return (readable if len(readable.encode()) <= NAME_BYTES else cut), cut
 
 

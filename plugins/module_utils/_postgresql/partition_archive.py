@@ -10,6 +10,7 @@ archive with what the table holds, and once more under the lock that drops it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, Lock, Statement
 from .partition_catalog import Detached, Partition
@@ -26,6 +27,10 @@ SELECT set_config('extra_float_digits', '1', false), set_config('bytea_output', 
 def rows_and_hash(sql: str) -> str:
     """A statement that returns ``rows`` and ``hash`` of a table or partitioned table."""
     return f"SELECT count(*) AS rows, coalesce(sum(hashtextextended(r::text, 0)), 0)::text AS hash FROM {sql} r"  # noqa: S608  a quoted identifier
+
+
+def shown(what: dict[str, Any]) -> str:
+    return f"{what['rows']} rows with hash {what['hash']}"
 
 
 def due(
@@ -58,7 +63,7 @@ def archive_of(table: Partition) -> Transaction:
         f"copy the rows of {table.full_name} to the archive, and read them back from there",
         (Statement(copy_out(table), (lock,), brief=False),),
         long=True,
-        detaches=table,
+        partition=table,
         work="archive",
     )
 
@@ -77,7 +82,7 @@ def _drop(one: Detached) -> Transaction:
             Statement(f"LOCK TABLE {one.table.sql} IN ACCESS EXCLUSIVE MODE", (lock,)),
             Statement(f"DROP TABLE {one.table.sql}"),
         ),
-        detaches=one.table,
+        partition=one.table,
         work="drop",
     )
 

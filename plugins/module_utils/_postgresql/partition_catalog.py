@@ -120,6 +120,7 @@ class PartitionedTable:
     publishing_new: tuple[str, ...] = ()
     """Those that publish whatever table is made in the schema."""
     row_triggers: tuple[str, ...] = ()
+    """Of the table and of its default partition."""
     partman: bool | None = False
     """Whether pg_partman manages the table; None where the user may not read that."""
     may_act_as_owner: bool = True
@@ -169,7 +170,8 @@ _TABLE = """
 SELECT c.oid::bigint, nspname AS schema, relname AS name, pg_get_userbyid(relowner) AS owner, relkind::text AS kind,
        partstrat::text AS strategy, relreplident::text AS replica_identity, partattrs::text AS attributes,
        pg_has_role(relowner, 'USAGE') AS may_act_as_owner, current_user::text AS "user",
-       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgtype & 1 = 1
+       ARRAY(SELECT DISTINCT tgname::text FROM pg_trigger
+              WHERE tgrelid IN (c.oid, partdefid) AND NOT tgisinternal AND tgtype & 1 = 1 AND tgname NOT LIKE 'dbops%%'
               ORDER BY 1) AS row_triggers
   FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace LEFT JOIN pg_partitioned_table ON partrelid = c.oid
  WHERE nspname = %s AND relname = %s
@@ -234,7 +236,7 @@ _PUBLICATION_SCHEMAS = """OR EXISTS (
         WHERE s.pnpubid = p.oid AND c.oid IN (SELECT relid::oid FROM pg_partition_tree(%s)))"""
 
 _NAMESAKES = """
-SELECT relname::text AS name, relkind = 'r' AND NOT relispartition AND EXISTS (
+SELECT relname::text AS name, relkind IN ('r', 'p') AND NOT relispartition AND EXISTS (
        SELECT FROM pg_constraint WHERE conrelid = c.oid AND conname = %s) AS ours
   FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
  WHERE nspname = %s AND relname = ANY(%s)

@@ -23,7 +23,6 @@ from .partition_keys import MINVALUE, Interval, Key, Window, windows
 from .partition_shadow import discard, rebuild, retired_name
 from .partition_steps import (
     FOREIGN,
-    NAME_BYTES,
     Facts,
     Request,
     Transaction,
@@ -36,6 +35,7 @@ from .partition_steps import (
     finalize,
     guard,
     move,
+    noted,
     of_hash,
     of_list,
     of_range,
@@ -45,7 +45,7 @@ from .partition_steps import (
     shown,
     successor,
 )
-from .quoting import identifier
+from .quoting import NAME_BYTES, identifier
 
 SCAN_LIMIT = 8 * 1024 * 1024
 """How many bytes of a default partition are read under ACCESS EXCLUSIVE at most: some ten milliseconds."""
@@ -141,15 +141,26 @@ def check_numbers(numbers: dict[str, int | None]) -> Check:
     )
 
 
-def check_interval(key: Key, interval: Interval) -> Check:
+def check_interval(key: Key, interval: Interval, name: str = "interval") -> Check:
+    """A number alone, of a key that holds a time, would be so many microseconds."""
     steps, hours = interval.unit == "step", interval.unit == "hour"
     bad = steps == key.is_time or (hours and key.kind == "date")
     return Check(
-        "interval",
+        name,
         "failed" if bad else "ok",
-        f"interval {interval} and a key of type {key.kind}",
+        f"{name} {interval} and a key of type {key.kind}",
         "a number alone for an integer key, a calendar unit for one that holds a time, at least a day for a date",
-        "correct interval or key_type",
+        f"correct {name} or key_type",
+    )
+
+
+def check_grace(grace: Interval) -> Check:
+    return Check(
+        "grace",
+        "failed" if grace.unit == "step" else "ok",
+        f"grace {grace}",
+        "a calendar unit, whatever the key is",
+        "for example grace: 7 days",
     )
 
 
@@ -286,9 +297,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _check_names(request: Request, missing: Sequence[Wanted]) -> list[Check]:
-    names = [item.name for item in missing]
-    if request.below is not None:
-        names += [part.name for item in missing for part in parts_below(request.below, item.name)]
+    names = _all_names(request, missing)
     long = [name for name in names if len(name.encode()) > NAME_BYTES]
     twice = sorted({name for name in names if names.count(name) > 1})
     return [
@@ -315,9 +324,18 @@ def _names(existing: dict[Window, Partition], window: Window) -> str:
     return ", ".join(f"{child.full_name} {child.bound}" for other, child in existing.items() if other.overlaps(window))
 
 
-def names_to_look_up(table: PartitionedTable, missing: Iterable[Wanted], now_us: int) -> list[str]:
+def _all_names(request: Request, missing: Iterable[Wanted]) -> list[str]:
+    """Of the partitions that are wanted, and of what is below them."""
+    names = []
+    for item in missing:
+        names.append(item.name)
+        names += [] if request.below is None else [part.name for part in parts_below(request.below, item.name)]
+    return names
+
+
+def names_to_look_up(request: Request, table: PartitionedTable, missing: Iterable[Wanted], now_us: int) -> list[str]:
     """Of which the runner has to know whether something has them."""
-    names = [item.name for item in missing]
+    names = _all_names(request, missing)
     default = table.default
     return names if default is None else [*names, successor(default.name), retired_name(default, now_us)]
 
@@ -326,7 +344,7 @@ def make_plan(request: Request, facts: Facts, missing: Sequence[Wanted]) -> Plan
     default = facts.table.default
     inhabited = [item for item in missing if facts.default_rows.rows(item.name)]
     rebuilding = bool(inhabited) and request.default_rows == "shadow"
-    checks = [_check_names_free(facts, missing, rebuilding=rebuilding), _check_schema(facts, bool(missing))]
+    checks = [_check_names_free(request, facts, missing, rebuilding=rebuilding), _check_schema(facts, bool(missing))]
     work = unfinished(facts)
     for constraint in (GUARD, BOUND):
         if default is not None and constraint in facts.default_rows.constraints:
@@ -376,7 +394,8 @@ def expired_partitions(request: Request, facts: Facts) -> list[Partition]:
         return []
     cutoff = request.key.back(facts.current, request.retention)
     found = ranges(facts.table, request.key)
-    return [child for window, child in sorted(found.items(), key=lambda item: item[0]) if window.hi <= cutoff]
+    over = [child for window, child in sorted(found.items(), key=lambda item: item[0]) if window.hi <= cutoff]
+    return [child for child in over if not child.pending]  # what is being detached already is ended as unfinished
 
 
 def unfinished(facts: Facts) -> list[Transaction]:
@@ -387,7 +406,8 @@ def unfinished(facts: Facts) -> list[Transaction]:
         if child.pending:
             summary = f"end the detaching of {child.full_name} that was begun"
             end = finalize(facts.table, child)
-            work.append(Transaction(f"finalize {child.name}", summary, end, detaches=child))
+            work.append(noted(facts, child))
+            work.append(Transaction(f"finalize {child.name}", summary, end, partition=child, work="detach"))
             work += release(facts.table, child)
     for one in facts.detached:
         if (not one.blocked and one.table.kind != FOREIGN) or one.table.foreign_keys:
@@ -395,8 +415,10 @@ def unfinished(facts: Facts) -> list[Transaction]:
     return work
 
 
-def _check_names_free(facts: Facts, missing: Sequence[Wanted], *, rebuilding: bool) -> Check:
-    wanted = {item.name for item in missing}
+def _check_names_free(request: Request, facts: Facts, missing: Sequence[Wanted], *, rebuilding: bool) -> Check:
+    """What is below a leftover goes with it."""
+    left = {one.name for one in facts.namesakes if one.leftover}
+    wanted = set(_all_names(request, [item for item in missing if item.name not in left]))
     if facts.table.default is not None and rebuilding:
         wanted.add(retired_name(facts.table.default, facts.now_us))
     taken = [item.name for item in facts.namesakes if not item.leftover and item.name in wanted]

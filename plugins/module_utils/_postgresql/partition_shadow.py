@@ -21,32 +21,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .locks import ACCESS_EXCLUSIVE, ACCESS_SHARE, ROW_EXCLUSIVE, ROW_SHARE, SHARE_ROW_EXCLUSIVE, Lock, Statement
+from .partition_archive import rows_and_hash
 from .partition_catalog import BOUND, MIRROR, SHADOW, Partition, PartitionedTable, mark
 from .partition_keys import DAY, Key
 from .partition_steps import (
-    NAME_BYTES,
-    REPLICA_IDENTITY,
     Facts,
     Request,
     Transaction,
     Wanted,
+    as_the_table_has_them,
     discard_leftover,
+    granted,
     new_table,
     release,
     successor,
 )
-from .quoting import identifier, literal, qualified
+from .quoting import identifier, literal, qualified, suffixed
 
 
 def shadow_name(table: PartitionedTable) -> str:
-    return table.name.encode()[: NAME_BYTES - len(SHADOW)].decode(errors="ignore") + SHADOW
+    return suffixed(table.name, SHADOW)
 
 
 def retired_name(default: Partition, now_us: int) -> str:
     """Under which the old default partition is kept, with the day."""
     day = Key("date").text(now_us // DAY).replace("-", "")
-    suffix = f"_retired_{day}"
-    return default.name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+    return suffixed(default.name, f"_retired_{day}")
 
 
 def rebuild(request: Request, facts: Facts, default: Partition, items: Sequence[Wanted]) -> list[Transaction]:
@@ -76,8 +76,7 @@ def batch(table: PartitionedTable, default: Partition, *, first: bool) -> str:
     """Copies the next rows in the order of the primary key; returns their number and the last one's key. Parameters:
     the key of the row to begin after, if it is not the first batch, and how many."""
     key = [identifier(column.name) for column in table.primary_key]
-    types = ", ".join(f"%s::{column.type}" for column in table.primary_key)
-    after = "" if first else f"WHERE ({', '.join(key)}) > ({types})"
+    after = "" if first else _after(table)
     columns = _columns(table)
     last = ", ".join(f"{name}::text" for name in key)
     order = ", ".join(f"{name} DESC" for name in key)
@@ -88,12 +87,23 @@ def batch(table: PartitionedTable, default: Partition, *, first: bool) -> str:
     )
 
 
+def more(table: PartitionedTable, default: Partition, *, first: bool) -> str:
+    """Whether there are rows after the one whose key is the parameter."""
+    return f"SELECT EXISTS (SELECT FROM {default.sql} {'' if first else _after(table)})"  # noqa: S608  quoted identifiers
+
+
+def _after(table: PartitionedTable) -> str:
+    key = ", ".join(identifier(column.name) for column in table.primary_key)
+    return f"WHERE ({key}) > ({', '.join(f'%s::{column.type}' for column in table.primary_key)})"
+
+
 def comparison(table: PartitionedTable, default: Partition) -> str:
-    """Rows and a hash of them that does not depend on their order, of the old and of the new."""
-    one = """(SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(r::text, 0)), 0)
-                FROM (SELECT {} FROM {}) r)"""
-    columns = _columns(table)
-    return f"SELECT {one.format(columns, default.sql)} AS old, {one.format(columns, _shadow(table))} AS new"
+    """A row for the old and one for the new, each with the number of rows and their hash."""
+    old, new = (
+        rows_and_hash(f"(SELECT {_columns(table)} FROM {place})")  # noqa: S608  quoted identifiers
+        for place in (default.sql, _shadow(table))
+    )
+    return f"{old} UNION ALL {new}"
 
 
 # --------------------------------------------------------------------------------------------------------- transactions
@@ -119,21 +129,10 @@ def _make(request: Request, facts: Facts, default: Partition, items: Sequence[Wa
         statements.append(Statement(sql, (Lock(key.referenced, SHARE_ROW_EXCLUSIVE),)))
     outside = [f"({facts.default_rows.bound})"] if facts.default_rows.bound else []
     for item in items:
-        target = qualified(table.schema, item.name)
         statements += _part(table, item.name, f"FOR VALUES {item.bounds}", item.belongs)
         outside.append(f"NOT ({item.belongs})")
-        if table.replica_identity in REPLICA_IDENTITY:
-            statements.append(
-                Statement(f"ALTER TABLE {target} REPLICA IDENTITY {REPLICA_IDENTITY[table.replica_identity]}")
-            )
     statements += _part(table, successor(default.name), "DEFAULT", " AND ".join(outside))
-    statements += [
-        Statement(
-            f"GRANT {grant.privilege} ON {qualified(table.schema, successor(default.name))} TO {grant.grantee}"
-            + (" WITH GRANT OPTION" if grant.grantable else "")
-        )
-        for grant in default.grants
-    ]
+    statements += granted(default, qualified(table.schema, successor(default.name)))
     return Transaction(
         f"create {shadow_name(table)}",
         f"make {', '.join(item.name for item in items)} and the next default partition, beside the table",
@@ -146,7 +145,7 @@ def _part(table: PartitionedTable, name: str, bound: str, check: str) -> list[St
     target = qualified(table.schema, name)
     return [
         Statement(f"CREATE TABLE {target} PARTITION OF {_shadow(table)} (CONSTRAINT {BOUND} CHECK ({check})) {bound}"),
-        *([Statement(f"ALTER TABLE {target} OWNER TO {identifier(table.owner)}")] if table.user != table.owner else []),
+        *as_the_table_has_them(table, target),
     ]
 
 

@@ -40,11 +40,10 @@ from .partition_catalog import (
     mark,
 )
 from .partition_keys import MAXVALUE, MINVALUE, Interval, Key, Position, Window
-from .quoting import identifier, literal, qualified
+from .quoting import identifier, literal, qualified, suffixed
 
-NAME_BYTES = 63
 FOREIGN = "f"
-REPLICA_IDENTITY = {"f": "FULL", "n": "NOTHING"}
+_REPLICA_IDENTITY = {"f": "FULL", "n": "NOTHING"}
 _WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
 
@@ -114,14 +113,14 @@ class Wanted:
 @dataclass(frozen=True)
 class Transaction:
     """Statements that take effect together. ``long``: one statement alone, which waits and works as long as it takes,
-    because it keeps no client waiting. ``detaches``: the partition that is none any more afterwards. ``work``:
-    copy, compare, archive or drop, where the statement is only the first, or the runner looks at what it returns."""
+    because it keeps no client waiting. ``partition``: of which the work is. ``work``: detach,
+    copy, compare, archive or drop, where there is more to it than the statements."""
 
     name: str
     summary: str
     statements: tuple[Statement, ...]
     long: bool = False
-    detaches: Partition | None = None
+    partition: Partition | None = None
     work: str = ""
     undo: tuple[Statement, ...] = ()
 
@@ -170,13 +169,32 @@ def new_table(facts: Facts, name: str, check: str, partitioned: str = "") -> tup
     target = qualified(table.schema, name)
     constraint = f", CONSTRAINT {BOUND} CHECK ({check})" if check else ""
     like = f"CREATE TABLE {target} (LIKE {table.sql} INCLUDING ALL EXCLUDING IDENTITY{constraint}){partitioned}"
-    statements = [_statement(like, Lock(table.full_name, ACCESS_SHARE))]
+    return (
+        _statement(like, Lock(table.full_name, ACCESS_SHARE)),
+        *as_the_table_has_them(table, target, leaf=not partitioned),
+    )
+
+
+def as_the_table_has_them(table: PartitionedTable, target: str, *, leaf: bool = True) -> tuple[Statement, ...]:
+    """What a new partition does not get by LIKE or PARTITION OF: owner, and replica identity."""
+    statements = []
     if table.user != table.owner:
         statements.append(_statement(f"ALTER TABLE {target} OWNER TO {identifier(table.owner)}"))
-    if table.replica_identity in REPLICA_IDENTITY and not partitioned:
-        identity = REPLICA_IDENTITY[table.replica_identity]
+    if leaf and table.replica_identity in _REPLICA_IDENTITY:
+        identity = _REPLICA_IDENTITY[table.replica_identity]
         statements.append(_statement(f"ALTER TABLE {target} REPLICA IDENTITY {identity}"))
     return tuple(statements)
+
+
+def granted(default: Partition, target: str) -> tuple[Statement, ...]:
+    """What others may do with a default partition, for its successor."""
+    return tuple(
+        _statement(
+            f"GRANT {grant.privilege} ON {target} TO {grant.grantee}"
+            + (" WITH GRANT OPTION" if grant.grantable else "")
+        )
+        for grant in default.grants
+    )
 
 
 def _attach(table: PartitionedTable, item: Wanted, *more: Lock) -> tuple[Statement, ...]:
@@ -258,11 +276,7 @@ def _tables(request: Request, facts: Facts, item: Wanted) -> tuple[Statement, ..
     for part in parts_below(below, item.name):
         own = qualified(table.schema, part.name)
         statements.append(_statement(f"CREATE TABLE {own} PARTITION OF {target} FOR VALUES {part.bounds}"))
-        if table.user != table.owner:
-            statements.append(_statement(f"ALTER TABLE {own} OWNER TO {identifier(table.owner)}"))
-        if table.replica_identity in REPLICA_IDENTITY:
-            identity = REPLICA_IDENTITY[table.replica_identity]
-            statements.append(_statement(f"ALTER TABLE {own} REPLICA IDENTITY {identity}"))
+        statements += as_the_table_has_them(table, own)
     return tuple(statements)
 
 
@@ -358,13 +372,7 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
     weaker = tuple(Lock(key.referenced, SHARE_ROW_EXCLUSIVE) for key in table.foreign_keys)
     referenced = tuple(Lock(key.referenced, ACCESS_EXCLUSIVE) for key in table.foreign_keys)
     next_one = Lock(f"{default.schema}.{new}", ACCESS_EXCLUSIVE)
-    grants = tuple(
-        _statement(
-            f"GRANT {grant.privilege} ON {qualified(default.schema, new)} TO {grant.grantee}"
-            + (" WITH GRANT OPTION" if grant.grantable else "")
-        )
-        for grant in default.grants
-    )
+    grants = granted(default, qualified(default.schema, new))
     return [
         Transaction(
             f"create {new}",
@@ -408,8 +416,7 @@ def promote(request: Request, facts: Facts, default: Partition, item: Wanted) ->
 
 def successor(name: str) -> str:
     """The name of a default partition while it waits for its place."""
-    suffix = "_dbops_next"
-    return name.encode()[: NAME_BYTES - len(suffix)].decode(errors="ignore") + suffix
+    return suffixed(name, "_dbops_next")
 
 
 def move(request: Request, facts: Facts, default: Partition, item: Wanted) -> list[Transaction]:
@@ -445,16 +452,11 @@ def detach(facts: Facts, child: Partition) -> list[Transaction]:
     milliseconds. Then nobody can write into the table any more, and it holds no table that it refers to."""
     table = facts.table
     parent, one = Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE), Lock(child.full_name, SHARE_UPDATE_EXCLUSIVE)
-    marked = Transaction(
-        f"mark {child.name}",
-        f"note on {child.full_name} what it was",
-        (_statement(mark(table, child, facts.now_us), one),),
-    )
     sql = f"ALTER TABLE {table.sql} DETACH PARTITION {child.sql}"
     summary = f"detach {child.full_name}, {child.bound}"
     if facts.version_num >= 140000 and table.default is None:
         statement = _statement(f"{sql} CONCURRENTLY", parent, _exclusive(child), brief=False)
-        detached = Transaction(f"detach {child.name}", summary, (statement,), long=True, detaches=child)
+        detached = Transaction(f"detach {child.name}", summary, (statement,), long=True, partition=child, work="detach")
     else:
         exclusive = Lock(table.full_name, ACCESS_EXCLUSIVE)
         default = (_exclusive(table.default),) if table.default is not None else ()
@@ -464,9 +466,17 @@ def detach(facts: Facts, child: Partition) -> list[Transaction]:
             f"detach {child.name}",
             summary,
             (lock, _statement(sql, one if facts.version_num < 140000 else _exclusive(child), *default, *referenced)),
-            detaches=child,
+            partition=child,
+            work="detach",
         )
-    return [marked, detached, *release(table, child)]
+    return [noted(facts, child), detached, *release(table, child)]
+
+
+def noted(facts: Facts, child: Partition) -> Transaction:
+    """Before it is detached, so that it is known what it was whenever a run is killed."""
+    lock = Lock(child.full_name, SHARE_UPDATE_EXCLUSIVE)
+    statement = _statement(mark(facts.table, child, facts.now_us), lock)
+    return Transaction(f"mark {child.name}", f"note on {child.full_name} what it was", (statement,))
 
 
 def finalize(table: PartitionedTable, child: Partition) -> tuple[Statement, ...]:

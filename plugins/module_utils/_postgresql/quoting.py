@@ -11,6 +11,15 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+NAME_BYTES = 63
+"""What the server cuts names to, without an error."""
+
+
+def suffixed(name: str, suffix: str) -> str:
+    """``name`` with ``suffix`` behind it, the name cut where both would be too long."""
+    return name.encode()[: NAME_BYTES - len(suffix.encode())].decode(errors="ignore") + suffix
+
+
 def qualified(schema: str, name: str) -> str:
     return f"{identifier(schema)}.{identifier(name)}"
 

@@ -24,7 +24,7 @@ from .._core.errors import DbopsError
 from .._postgresql.client import Session, copying
 from .._postgresql.ddl import brief
 from .._postgresql.locks import Statement
-from .._postgresql.partition_archive import SETTINGS, by_table, copy_out, rows_and_hash
+from .._postgresql.partition_archive import SETTINGS, by_table, copy_out, rows_and_hash, shown
 from .._postgresql.partition_catalog import Detached, Partition, PartitionedTable, mark_archived, read_detached
 from .table_work import TableWork
 
@@ -77,7 +77,7 @@ class Archiver:
         kept = self._read_back(partition, file)
         if held != kept:
             raise DbopsError(
-                found=f"{partition.full_name} has {_shown(held)}, its archive {file} {_shown(kept)}",
+                found=f"{partition.full_name} has {shown(held)}, its archive {file} {shown(kept)}",
                 expected="the same rows",
                 remedy="nothing was dropped; look at the disk of the archive, and run again",
             )
@@ -110,7 +110,7 @@ class Archiver:
             held = self._rows_and_hash(session, partition.sql)
             if (held["rows"], held["hash"]) != (archive["rows"], archive["hash"]):
                 raise DbopsError(
-                    found=f"{partition.full_name} has {_shown(held)}, its archive {_shown(archive)}",
+                    found=f"{partition.full_name} has {shown(held)}, its archive {shown(archive)}",
                     expected="a table that nobody changed since it was archived",
                     remedy="find out who changed it; it was not dropped",
                 )
@@ -176,10 +176,6 @@ def check_directory(data_directory: str, archive_dir: str | None) -> str:
         if data_directory and os.stat(data_directory).st_dev == place.stat().st_dev:
             return f"{archive_dir} is on the file system of the database, {data_directory}"
     return ""
-
-
-def _shown(what: dict[str, Any]) -> str:
-    return f"{what['rows']} rows with hash {what['hash']}"
 
 
 def _sha256(file: Path) -> str:

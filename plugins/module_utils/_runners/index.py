@@ -12,7 +12,7 @@ from typing import Any, Callable
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .._core.operation import Interrupted, PlannedStep, Step
-from .._postgresql.ddl import blockers, brief
+from .._postgresql.ddl import Blocker, brief
 from .._postgresql.index_catalog import define, read_tree, waits_for
 from .._postgresql.index_plan import (
     Action,
@@ -259,9 +259,9 @@ class IndexRun:
 
     def _predict(self, tree: Tree, plan: Plan, before: dict[str, str]) -> dict[str, Any]:
         printed = self._printed(plan, look=True)
-        for action in plan.actions:
-            found = blockers(self.session, action.statement.locks)
-            self.warnings += [f"{action.name}: {each}" for each in found if each.transaction_s >= OLD_SECONDS]
+        for step in printed:
+            found = [Blocker(**each) for one in step["by_statement"] for each in one["blocked_by"]]
+            self.warnings += [f"{step['name']}: {each}" for each in found if each.transaction_s >= OLD_SECONDS]
         waits = waits_for(self.session) if not all(action.brief for action in plan.actions) else []
         self.warnings += [
             f"it will have to wait for pid {row['pid']} ({row['user']}, {row['application_name']}, {row['client']}), "

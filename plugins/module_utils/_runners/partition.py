@@ -71,7 +71,11 @@ def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
         options["snowflake_epoch_ms"],
         options["snowflake_shift"],
     )
-    refuse_unless_good([planner.check_interval(key, interval)])
+    retention = parse_interval(options["retention"]) if options["retention"] else None
+    grace = parse_interval(options["grace"])
+    checks = [planner.check_interval(key, interval), planner.check_grace(grace)]
+    checks += [planner.check_interval(key, retention, "retention")] if retention is not None else []
+    refuse_unless_good(checks)
     return Request(
         column=options["key"],
         key=key,
@@ -82,9 +86,9 @@ def request_of(options: dict[str, Any], table: PartitionedTable) -> Request:
         partial=options["partial_windows"],
         default_rows=options["default_rows"],
         move_limit=options["move_limit"],
-        retention=parse_interval(options["retention"]) if options["retention"] else None,
+        retention=retention,
         retention_action=options["retention_action"],
-        grace=parse_interval(options["grace"]),
+        grace=grace,
         max_drop=options["max_drop"],
         below=_below(options),
     )
@@ -149,6 +153,9 @@ class _Windows:
         strategy = strategy_of(self.options)
         refuse_unless_good(planner.check_table(before, self.options["key"], self.options["key_type"], strategy))
         request = request_of(self.options, before)
+        if not check_mode:
+            self.work.take_lease(before.full_name)
+            before = self._table()  # another run may have ended meanwhile
         plan, checks = self._plan(request, before)
         result = self._result(before, request, plan, checks)
         result["plan"] = [
@@ -161,16 +168,12 @@ class _Windows:
             raise error.with_details(**{**result, "changed": False}) from error
         if check_mode or not plan.transactions:
             return result
-        self.work.take_lease(before.full_name)
-        # Another run may have ended between the plan and the lease.
-        plan, checks = self._plan(request, self._table())
-        refuse_unless_good(checks)
         runner = self.work.open_journal(
             before.full_name, {"table": before.full_name, "interval": str(request.interval)}
         )
         self.work.run([self._step(transaction) for transaction in plan.transactions])
         self._verify(request)
-        return {**result, **self._result(before, request, plan, checks), "timeline": runner.timeline}
+        return {**result, "timeline": runner.timeline}
 
     # -- facts
 
@@ -196,7 +199,7 @@ class _Windows:
             current=current,
             default_rows=self._default_rows(request, table, missing),
             namesakes=read_namesakes(
-                self.session, table, planner.names_to_look_up(table, missing, now_us), shadow_name(table)
+                self.session, table, planner.names_to_look_up(request, table, missing, now_us), shadow_name(table)
             ),
             shadow=self.session.value("SELECT to_regclass(%s)", [qualified(table.schema, shadow_name(table))])
             is not None,
@@ -278,22 +281,23 @@ class _Windows:
             brief(self.session, transaction.undo, patience=self.work.patience)
 
     def _apply(self, transaction: Transaction) -> None:
-        if transaction.detaches is not None and not transaction.work:
-            self._detach(transaction, transaction.detaches)
-        else:
-            self._execute(transaction)
-
-    def _execute(self, transaction: Transaction) -> None:
         if transaction.work == "copy":
             ShadowCopy(self.work, self._table()).copy()
         elif transaction.work == "compare":
             ShadowCopy(self.work, self._table()).compare()
-        elif transaction.work == "archive" and transaction.detaches is not None:
-            Archiver(self.work, self._table(), self.options["archive_dir"]).archive(transaction.detaches)
-        elif transaction.work == "drop" and transaction.detaches is not None:
+        elif transaction.partition is None:
+            self._execute(transaction)
+        elif transaction.work == "detach":
+            self._detach(transaction, transaction.partition)
+        else:
             archiver = Archiver(self.work, self._table(), self.options["archive_dir"])
-            archiver.drop(transaction.detaches, transaction.statements)
-        elif transaction.long:
+            if transaction.work == "archive":
+                archiver.archive(transaction.partition)
+            else:
+                archiver.drop(transaction.partition, transaction.statements)
+
+    def _execute(self, transaction: Transaction) -> None:
+        if transaction.long:
             (statement,) = transaction.statements
             self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
         else:

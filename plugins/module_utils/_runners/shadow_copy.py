@@ -11,9 +11,9 @@ from .._core.clock import Deadline
 from .._core.errors import DbopsError
 from .._core.operation import Interrupted
 from .._postgresql.ddl import TRY_AGAIN, may_set_deadlock_timeout
+from .._postgresql.partition_archive import shown
 from .._postgresql.partition_catalog import Partition, PartitionedTable
-from .._postgresql.partition_shadow import batch, comparison
-from .._postgresql.quoting import identifier
+from .._postgresql.partition_shadow import batch, comparison, more
 from .table_work import TableWork
 
 FIRST_ROWS, MOST_ROWS, FEWEST_ROWS = 1_000, 20_000, 100
@@ -36,13 +36,14 @@ class ShadowCopy:
             raise AssertionError(f"{table.full_name} has no default partition")
         self.default: Partition = table.default
 
-    def copy(self) -> int:
-        """The number of rows. Raises DbopsError where no batch gets through for ``lock_wait_timeout`` seconds."""
+    def copy(self) -> None:
+        """Until no row is left: a batch that finds none may have had some that were deleted. Raises DbopsError where no
+        batch gets through for ``lock_wait_timeout`` seconds."""
         clock = self.work.clock
         with self.work.connect() as session:
             session.run(_SETTINGS.format(deadlock=may_set_deadlock_timeout(self.work.version_num)))
             last: list[str] = []
-            size, copied = FIRST_ROWS, 0
+            size = FIRST_ROWS
             patience = Deadline.after(clock, self.work.patience.seconds)
             while True:
                 self._stop_if_told()
@@ -55,26 +56,18 @@ class ShadowCopy:
                     size = max(FEWEST_ROWS, size // 2)
                     clock.sleep(0.05)
                     continue
-                if not rows and not self._more(last):
-                    return copied
+                if not rows and not self.work.session.value(
+                    more(self.table, self.default, first=not last), last or None
+                ):
+                    return
                 patience = Deadline.after(clock, self.work.patience.seconds)
                 if rows:
-                    row = rows[0]
-                    copied += row["rows"]
-                    last = [row[column.name] for column in self.table.primary_key]
+                    last = [rows[0][column.name] for column in self.table.primary_key]
                 took = clock.monotonic() - began
                 if took < QUICK:
                     size = min(MOST_ROWS, size * 2)
                 elif took > SLOW:
                     size = max(FEWEST_ROWS, size // 2)
-
-    def _more(self, last: list[str]) -> bool:
-        """Rows after the last one, although a batch found none: those that it would have had were deleted."""
-        key = ", ".join(identifier(column.name) for column in self.table.primary_key)
-        types = ", ".join(f"%s::{column.type}" for column in self.table.primary_key)
-        where = f"WHERE ({key}) > ({types})" if last else ""
-        statement = f"SELECT EXISTS (SELECT FROM {self.default.sql} {where})"  # noqa: S608  quoted identifiers
-        return bool(self.work.session.value(statement, last or None))
 
     def compare(self) -> None:
         """Raises DbopsError where the copy is not what the original is, as one snapshot sees both."""
@@ -82,13 +75,13 @@ class ShadowCopy:
         deadline = Deadline.after(self.work.clock, COMPARE_SECONDS)
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
-            row = session.rows(comparison(self.table, self.default), deadline=deadline)[0]
+            old, new = session.rows(comparison(self.table, self.default), deadline=deadline)
         finally:
             with suppress(DbopsError):
                 session.run("ROLLBACK")
-        if row["old"] != row["new"]:
+        if old != new:
             raise DbopsError(
-                found=f"{self.default.full_name} has {row['old']}, its copy {row['new']}",
+                found=f"{self.default.full_name} has {shown(old)}, its copy {shown(new)}",
                 expected="the same rows",
                 remedy="nothing was changed; report this with the journal: a defect, or triggers of yours on the table",
             )

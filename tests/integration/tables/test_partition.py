@@ -92,6 +92,9 @@ def test_what_is_refused(partitions: Partitions) -> None:
     assert "an expression" in partitions.refused("key", table="by_expression")["found"]
     assert "interval" in partitions.run(interval="fortnight")["msg"]
     partitions.refused("numbers", premake=-1)
+    # A number alone would be so many microseconds: everything would have expired, and no grace would be left.
+    partitions.refused("retention", retention="12", retention_action="detach")
+    partitions.refused("grace", grace="7", retention="year")
     assert "name_template" in partitions.run(name_template="{tabel}")["msg"]
 
 
@@ -157,6 +160,30 @@ def test_move_is_bounded_and_refuses_what_sees_a_delete(partitions: Partitions) 
     assert "more than 100 rows" in partitions.refused("default_rows", default_rows="move", move_limit=100)["found"]
     database.sql("CREATE TABLE child (id bigint, at timestamptz, FOREIGN KEY (id, at) REFERENCES ev ON DELETE CASCADE)")
     assert "child refers to" in partitions.refused("default_rows", default_rows="move")["found"]
+
+
+def test_a_trigger_of_the_default_partition_alone_sees_moved_rows(partitions: Partitions) -> None:
+    rows_in_default(partitions, ROWS)
+    partitions.database.sql(
+        "CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        " CREATE TRIGGER audit AFTER DELETE ON ev_default FOR EACH ROW EXECUTE FUNCTION seen()"
+    )
+    assert "trigger audit" in partitions.refused("default_rows", default_rows="move")["found"]
+
+
+@pytest.mark.parametrize("how", ["promote", "move", "shadow"])
+def test_rows_that_a_policy_hides_from_us_are_not_left_behind(partitions: Partitions, how: str) -> None:
+    """A table whose policies hold for its owner, too: what we do not see we would not copy, and not miss."""
+    rows_in_default(partitions, ROWS)
+    database = partitions.database
+    for table in ("ev", "ev_default"):
+        database.sql(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        database.sql(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+        database.sql(f"CREATE POLICY few ON {table} USING (id <= 10)")
+    result = partitions.run(default_rows=how)
+    assert "row-level security" in result["msg"]
+    assert database.value("SELECT count(*) FROM ev_default", user="postgres") == 300
+    assert set(partitions.bounds()) == {"ev_default"}
 
 
 def test_a_large_default_is_guarded_and_not_scanned_under_a_lock(partitions: Partitions) -> None:

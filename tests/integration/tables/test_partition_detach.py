@@ -147,6 +147,26 @@ def test_trap_a_timeout_strands_a_detach_and_the_next_run_ends_it(old: Partition
     assert name not in old.bounds()
 
 
+@SINCE_14
+def test_a_detach_that_is_pending_is_ended_by_the_retention(old: Partitions) -> None:
+    database = old.database
+    name = oldest(old)
+    report = database.connect(application_name="report")
+    report.autocommit = False
+    with report.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM ev")
+        with pytest.raises(psycopg2.Error, match="lock timeout"):
+            database.connect(options="-c lock_timeout=300ms").cursor().execute(CONCURRENTLY.format(name))
+    report.rollback()
+    report.close()
+    result = old.done(retention_action="detach")
+    assert result["changed"]
+    assert name not in old.bounds()
+    comment = database.value("SELECT obj_description(%s::regclass)", [name])
+    assert comment.startswith("dbops: ")
+    assert not old.done(retention_action="detach")["changed"]
+
+
 @pytest.mark.parametrize("server", ["13", "18"], indirect=True)
 def test_it_does_not_begin_behind_an_old_transaction(old: Partitions) -> None:
     database = old.database

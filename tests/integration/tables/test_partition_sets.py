@@ -49,6 +49,7 @@ def test_lists(listed: Partitions) -> None:
         "us"
         in listed.refused("values", lists=[{"name": "a", "values": ["us"]}, {"name": "b", "values": ["us"]}])["found"]
     )
+    assert "mutually exclusive: lists|retention" in listed.run(retention="year")["msg"]
     del listed.options["lists"]
     listed.refused("strategy", modulus=4)
     assert "one of the following is required: interval, lists, modulus" in listed.run()["msg"]

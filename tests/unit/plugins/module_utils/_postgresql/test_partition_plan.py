@@ -250,6 +250,12 @@ def test_kinds_of_keys_and_intervals() -> None:
     assert planner.check_interval(Key("date"), Interval(1, "step")).status == "failed"
 
 
+def test_a_number_alone_is_no_span_of_time() -> None:
+    assert planner.check_interval(Key("timestamptz"), Interval(12, "step"), "retention").status == "failed"
+    assert planner.check_grace(Interval(7, "step")).status == "failed"
+    assert planner.check_grace(Interval(7, "day")).status == "ok"
+
+
 def test_bounds_of_another_kind() -> None:
     with pytest.raises(ValueError, match="t_x has the bound"):
         planner.ranges(table(replace(DEFAULT, name="t_x", bound="FOR VALUES IN (1)")), KEY)
@@ -277,12 +283,14 @@ def test_how_it_is_detached() -> None:
     assert "CONCURRENTLY" in made(140000).transactions[1].statements[0].sql
     assert "CONCURRENTLY" not in str(made(130000).transactions[1].statements)
     assert "CONCURRENTLY" not in str(made(180000, DEFAULT).transactions[1].statements)
-    assert made(180000).transactions[1].detaches == old
+    assert made(180000).transactions[1].partition == old
 
 
 def test_what_a_killed_run_left_of_detaching() -> None:
     pending = replace(partition(0, 10), pending=True)
-    assert steps(plan(Facts(table(pending, partition(10, "MAXVALUE")), 20)))[:2] == ["finalize t_0", "block t_0"]
+    assert steps(plan(Facts(table(pending, partition(10, "MAXVALUE")), 20)))[:3] == [
+        *("mark t_0", "finalize t_0", "block t_0")
+    ]
     gone = replace(partition(0, 10), grants=(Grant("public", "INSERT", False), Grant("public", "SELECT", False)))
     facts = Facts(table(partition(10, "MAXVALUE")), 20, detached=(Detached(gone, 0, blocked=False),))
     (block,) = plan(facts).transactions
@@ -293,12 +301,12 @@ def test_what_a_killed_run_left_of_detaching() -> None:
 
 def test_what_is_looked_up_and_warned_of() -> None:
     wanted = of_range(REQUEST, Window(0, 10), "t_p0")
-    assert planner.names_to_look_up(table(), [wanted], 0) == ["t_p0"]
-    assert planner.names_to_look_up(table(DEFAULT), [wanted], 0) == [
+    assert planner.names_to_look_up(REQUEST, table(), [wanted], 0) == ["t_p0"]
+    assert planner.names_to_look_up(REQUEST, table(DEFAULT), [wanted], 0) == [
         *("t_p0", "t_default_dbops_next", "t_default_retired_19700101")
     ]
     long = replace(DEFAULT, name="ü" * 31)
-    assert len(planner.names_to_look_up(table(long), [], 0)[0].encode()) <= 63
+    assert len(planner.names_to_look_up(REQUEST, table(long), [], 0)[0].encode()) <= 63
     published = table(publications=("all",))
     assert "all" in planner.warnings(published, plan(Facts(published, 0)))[0]
     assert planner.warnings(table(), plan(Facts(table(), 0))) == []
