@@ -10,10 +10,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.lease import TAKE, lease_key
 
 from tests.faults.failover_scene import Stage, receipt_of, stage
 from tests.faults.scene import unreachable
@@ -387,6 +389,12 @@ def test_the_old_primary_comes_back_writable_after_the_failover(scene: Stage) ->
     node.start()
     assert set(scene.writable()) == {lost, result["new_primary"]}
     node.sql("INSERT INTO dbops_probe (node) VALUES ('split brain')", dbname="accounts")
+    with closing(scene.node(result["new_primary"]).connect(dbname="accounts")) as another_run:
+        another_run.cursor().execute(TAKE, lease_key(scene.cluster.name))
+        refused = scene.rejoin(lost, primary=result["new_primary"])
+    assert refused.get("state") == "refused", refused
+    assert "another run holds the lease" in refused["found"], refused
+    assert lost in scene.writable(), "it was touched"
     back = scene.rejoin(lost, primary=result["new_primary"])
     assert (back.get("state"), back.get("how")) == ("following", "rewind"), back
     assert "accounts.dbops_probe" in back["receipt"]["relations"], back["receipt"]

@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -610,6 +611,9 @@ def test_what_cannot_be_guarded_is_refused(cluster: Cluster, pooler: Pooler, gua
     answer = guard.run("armed", check=True, pooler=guard.arguments["pooler"] | {"config_file": str(wrong)})
     assert "0 pgbouncer processes" in answer["msg"]
 
+    for limit in ("pause_limit_ms", "hard_limit_ms", "lifetime_s"):
+        assert f"{limit} 0" in guard.run("armed", check=True, **{limit: 0})["msg"]
+
     config.write_text(whole.replace("host=127.0.0.1", "host=127.0.0.1,127.0.0.9"))
     assert "host list" in guard.run("armed", check=True)["msg"]
     config.write_text(whole.replace("host=127.0.0.1", "host=192.0.2.1"))
@@ -619,6 +623,39 @@ def test_what_cannot_be_guarded_is_refused(cluster: Cluster, pooler: Pooler, gua
     config.write_text(config.read_text() + "admin_users = somebody\n")
     pooler.start()
     assert "may not PAUSE" in guard.run("armed", check=True)["msg"]
+
+
+@contextmanager
+def relay(port: int) -> Iterator[int]:
+    """A port that leads to ``port`` as a balancer does: what answers there need not be the process on this host."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with source, suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def work() -> None:
+        with suppress(OSError):
+            while True:
+                client, server = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        threading.Thread(target=work, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_console_that_is_not_this_hosts_process_is_refused(pooler: Pooler, guard: Guarded) -> None:
+    """Its file would be staged, and the process that answers would go on with its own."""
+    with relay(pooler.port) as port:
+        relayed = guard.arguments["pooler"] | {"login_port": port}
+        answer = guard.run("armed", pooler=relayed)
+        assert "is not that of pgbouncer process" in answer["msg"], answer
+        assert "expected" in answer["msg"]
+    assert "failed" not in guard.run("armed", check=True)
 
 
 # -- the console

@@ -112,6 +112,7 @@ def test_a_round_by_playbook(scene: Scene, neighbour: Scene, tmp_path: Path) -> 
 
     Run("promote_replica", hosts, "--tags", "plan", **words).succeeded(changed=False)
     Run("promote_replica", hosts, "--tags", "verify", **words).failed(f"{scene.candidate.name} is the only primary")
+    Run("promote_replica", hosts, "--skip-tags", "plan", **words).failed("the plan was left out")
     assert snapshot(scene.cluster) == before
 
     switched = Run("promote_replica", hosts, "--diff", **words).succeeded(changed=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -154,6 +155,12 @@ class Session:
         self.clock = clock
         self.timeout = timeout
         self._connection = connection
+
+    def tcp_ports(self) -> tuple[int, int] | None:
+        """Our own port and the server's, as the kernel has them; None over a Unix socket."""
+        with socket.fromfd(self._connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as end:
+            ours, theirs = end.getsockname(), end.getpeername()
+        return (ours[1], theirs[1]) if isinstance(ours, tuple) else None
 
     @property
     def closed(self) -> bool:

@@ -410,6 +410,10 @@ class PoolerConsole:
             settings={key: str(config[key]) for key in _SETTINGS if config.get(key) is not None},
         )
 
+    def tcp_ports(self, deadline: Deadline) -> tuple[int, int] | None:
+        """See ``Session.tcp_ports``."""
+        return self._session(deadline).tcp_ports()
+
     def databases(self, deadline: Deadline, *, default_mode: str = "") -> tuple[PooledDatabase, ...]:
         """SHOW DATABASES without the console itself; one statement, for use inside the pause."""
         rows = self._session(deadline).rows("SHOW DATABASES", deadline=deadline)

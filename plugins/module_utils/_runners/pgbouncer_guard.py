@@ -123,6 +123,11 @@ class Guard:
             raise DbopsError(
                 found=f"target {self.target}", expected=f"one of {', '.join(self.addresses)}", remedy="correct target"
             )
+        for name in ("pause_limit_ms", "hard_limit_ms", "lifetime_s"):
+            if getattr(self, name) <= 0:
+                raise DbopsError(
+                    found=f"{name} {getattr(self, name)}", expected="more than nothing", remedy=f"correct {name}"
+                )
         for word in (self.cluster, self.pooler.name):
             if "/" in word or word.startswith("."):
                 raise DbopsError(found=word, expected="a name that can be a file's name", remedy="rename it")
@@ -137,8 +142,8 @@ def arm(guard: Guard, clock: Clock, *, check_mode: bool) -> dict[str, Any]:
     _require_no_run(guard, clock)
     processes = pgbouncer_processes()
     count = listeners(guard.pooler.port)
-    _refuse_hidden_processes(guard, processes, count)
-    databases = _guarded_databases(guard, clock)
+    own = _refuse_hidden_processes(guard, processes, count)
+    databases = _guarded_databases(guard, own, clock)
     texts, changes = _planned(guard, guard.target)
     before = _running(guard)
     # Armed and paused: held by a run that has died, unless it shows its lease.
@@ -336,7 +341,8 @@ def listeners(port: int) -> int:
     return max(addresses.values(), default=0)
 
 
-def _refuse_hidden_processes(guard: Guard, processes: Sequence[Process], count: int) -> None:
+def _refuse_hidden_processes(guard: Guard, processes: Sequence[Process], count: int) -> Process:
+    """The one that reads ``guard.config_file``."""
     own = [process for process in processes if _same(process, guard.config_file)]
     if len(own) != 1 or count > 1:
         raise DbopsError(
@@ -368,6 +374,28 @@ def _refuse_hidden_processes(guard: Guard, processes: Sequence[Process], count: 
                 expected="every pooler of the cluster is listed",
                 remedy="add it to the cluster's poolers (and its file to known_config_files), or stop it",
             )
+    return own[0]
+
+
+def _serves(process: Process, ours: int, theirs: int) -> bool:
+    """Whether the other end of a TCP connection between these ports is this process's. Where its descriptors are hidden
+    from us: whether that end is on this host at all."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError), open(f"/proc/{process.pid}/net/{table}") as handle:
+            for line in handle.readlines()[1:]:
+                words = line.split()
+                if [int(words[index].rpartition(":")[2], 16) for index in (1, 2)] == [theirs, ours]:
+                    inodes.add(words[9])
+    try:
+        names = os.listdir(f"/proc/{process.pid}/fd")
+    except OSError:
+        return bool(inodes)
+    held = set()
+    for name in names:
+        with suppress(OSError):
+            held.add(os.readlink(f"/proc/{process.pid}/fd/{name}"))
+    return any(f"socket:[{inode}]" in held for inode in inodes)
 
 
 def _same(process: Process, config_file: str) -> bool:
@@ -378,12 +406,14 @@ def _listing(processes: Sequence[Process]) -> str:
     return ", ".join(f"{process.pid} {process.config_file or '?'}" for process in processes) or "none"
 
 
-def _guarded_databases(guard: Guard, clock: Clock) -> list[PooledDatabase]:
+def _guarded_databases(guard: Guard, own: Process, clock: Clock) -> list[PooledDatabase]:
     """The databases that follow the primary, after the console has shown that it can be used for what comes."""
     deadline = Deadline.after(clock, _CONSOLE_SECONDS)
     console = PoolerConsole(guard.pooler, clock)
     try:
         state = console.state(deadline)
+        ports = console.tcp_ports(deadline)
+        here = ports is None or _serves(own, *ports)
     finally:
         console.close()
     conffile = state.settings.get("conffile", "")
@@ -392,6 +422,12 @@ def _guarded_databases(guard: Guard, clock: Clock) -> list[PooledDatabase]:
             found=f"the process behind {guard.pooler.label} was started with {conffile}",
             expected=guard.config_file,
             remedy="correct the pooler's config_file or its login_host and login_port",
+        )
+    if not here:
+        raise DbopsError(
+            found=f"the console of {guard.pooler.label} is not that of pgbouncer process {own.pid} on this host",
+            expected=f"the process whose file {guard.config_file} is here answers, with nothing in between",
+            remedy="correct the pooler's host, or its login_host and login_port",
         )
     if not state.is_admin(guard.pooler.user):
         raise DbopsError(

@@ -53,6 +53,7 @@ class Rejoin(Member):
             standby = self._serves()
         if check_mode:
             return self._result("would follow", "not predictable before it was started alone", changed=True)
+        self.sessions.take_lease(self.options["cluster"], self.sessions.facts(), first=primary.name)
         self._open_journal()
         self._create_slot()
         if interrupted:
