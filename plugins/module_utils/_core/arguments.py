@@ -137,3 +137,18 @@ def partition_options() -> dict[str, Any]:
         "max_drop": {"type": "int", "default": 1},
         "reference_time": {"type": "float"},
     }
+
+
+def conversion_options() -> dict[str, Any]:
+    """Of pg_partition_convert."""
+    return {
+        **table_options(),
+        **partition_key_options(),
+        "state": {"type": "str", "choices": ["partitioned", "plain"], "default": "partitioned"},
+        "key": {"type": "str", "no_log": False},
+        "interval": {"type": "str"},
+        "cut": {"type": "str"},
+        "weaken": {"type": "list", "elements": "str", "default": []},
+        "legacy_name": {"type": "str"},
+        "name_template": {"type": "str"},
+    }

@@ -14,7 +14,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,7 +171,11 @@ class Session:
         return self._connection
 
     def rows(
-        self, statement: Any, parameters: Sequence[Any] | None = None, *, deadline: Deadline | None = None
+        self,
+        statement: Any,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        deadline: Deadline | None = None,
     ) -> list[dict[str, Any]]:
         """Run one statement; a list of dictionaries, empty where it returns no rows."""
         deadline = deadline or Deadline.after(self.clock, self.timeout)
@@ -191,13 +195,23 @@ class Session:
             raise self._error(plain_error(error), sqlstate=error.pgcode or "") from error
 
     def value(
-        self, statement: Any, parameters: Sequence[Any] | None = None, *, deadline: Deadline | None = None
+        self,
+        statement: Any,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        deadline: Deadline | None = None,
     ) -> Any:
         """First column of the first row; None where there is no row."""
         rows = self.rows(statement, parameters, deadline=deadline)
         return next(iter(rows[0].values())) if rows else None
 
-    def run(self, statement: Any, parameters: Sequence[Any] | None = None, *, deadline: Deadline | None = None) -> None:
+    def run(
+        self,
+        statement: Any,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        deadline: Deadline | None = None,
+    ) -> None:
         self.rows(statement, parameters, deadline=deadline)
 
     def copy(self, statement: str, file: Any) -> None:

@@ -147,6 +147,11 @@ def _indexes(session: Session, tables: Iterable[int]) -> dict[int, list[Index]]:
     return found
 
 
+def read_indexes(session: Session, table: int) -> list[Index]:
+    """Of the table with this OID."""
+    return _indexes(session, [table]).get(table, [])
+
+
 def define(session: Session, table: Table, want: Wanted) -> tuple[Wanted, list[int]]:
     """``want`` with the server's own text of its definition, and the widths of its columns.
 

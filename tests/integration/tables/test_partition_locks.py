@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.locks import MODES
 
-from tests.integration.tables.scene import Partitions
+from tests.integration.tables.scene import JOURNAL, Conversion, Partitions
 from tests.lab import users
+from tests.lab.database import Database
 
 LOCKS = """
 SELECT relation::bigint, mode FROM pg_locks JOIN pg_class c ON c.oid = relation
@@ -81,6 +83,39 @@ def test_the_servers_locks_are_the_plans(partitions: Partitions, name: str) -> N
             cursor.execute("COMMIT")
     connection.close()
     assert not partitions.done(premake=1, **options)["changed"]
+
+
+@pytest.mark.parametrize("server", ["13", "15", "17", "18"], indirect=True)
+@pytest.mark.parametrize("state", ["partitioned", "plain"])
+def test_the_servers_locks_are_those_of_a_conversion(database: Database, tmp_path: Path, state: str) -> None:
+    database.sql(JOURNAL)
+    conversion = Conversion(database, tmp_path)
+    if state == "plain":
+        conversion.done()
+    plan = conversion.done(check=True, state=state)["plan"]
+    connection = database.connect(users.OPERATOR)
+    with connection.cursor() as cursor:
+        cursor.execute("SET search_path = ''")
+        for step in plan[:-1]:
+            for statement in step["statements"]:
+                cursor.execute(statement)
+        there = "SELECT oid::bigint FROM pg_class WHERE relkind IN ('r', 'p', 'v')"
+        cursor.execute(there)
+        before = {row[0] for row in cursor.fetchall()}
+        claimed: dict[int, str] = {}
+        for lock in [lock for statement in plan[-1]["by_statement"] for lock in statement["locks"]]:
+            cursor.execute("SELECT to_regclass(%s)::oid::bigint", [lock["relation"]])
+            claimed = strongest([*claimed.items(), (cursor.fetchone()[0], lock["mode"])])
+        cursor.execute("BEGIN")
+        for statement in plan[-1]["statements"]:
+            cursor.execute(statement)
+        cursor.execute(LOCKS.replace("'r', 'p'", "'r', 'p', 'v'"))
+        taken = strongest([row for row in cursor.fetchall() if row[0] in before])
+        cursor.execute("COMMIT")
+        cursor.execute(there)
+        left = {row[0] for row in cursor.fetchall()}
+    connection.close()
+    assert {relation: mode for relation, mode in claimed.items() if relation in left} == taken
 
 
 def strongest(locks: list[tuple[int, str]]) -> dict[int, str]:

@@ -1,0 +1,490 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plain table becomes the first partition of a partitioned one that takes its name; and back. Pure.
+
+No row moves. Beforehand, beside the clients: a validated CHECK says that all rows, also those to come, lie before the
+cut, and every unique key that lacks the partition key is built once more with it. So the transaction that swaps the
+tables reads nothing, and everybody waits for some milliseconds. The way back is the same swap the other way round, for
+as long as no row is in any other partition.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from .._core.operation import Check
+from .locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, Lock, Statement
+from .partition_catalog import BOUND, Partition, PartitionedTable
+from .partition_keys import MINVALUE, Window, windows
+from .partition_steps import Request as WindowRequest
+from .partition_steps import Transaction, of_range
+from .quoting import NAME_BYTES, identifier, literal, qualified, suffixed
+from .table_belongings import Belongings, Identity, Made, UniqueKey
+
+MARK = "dbops plain: "
+"""Begins the comment of the partition that was the plain table; what the way back needs follows as JSON."""
+CUT = "dbops cut: "
+"""Begins the comment of the constraint dbops_bound on the plain table."""
+_KINDS = {"p": "PRIMARY KEY", "u": "UNIQUE"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run before has left on the plain table. ``cut``: None without dbops_bound; ``built``: the names of valid
+    indexes of ours, ``broken`` those that a killed run left invalid."""
+
+    cut: int | None = None
+    validated: bool = False
+    built: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """``legacy``: the name that the plain table gets; ``weakened``: names of unique keys that may be unique together
+    with the partition key only."""
+
+    windows: WindowRequest
+    legacy: str
+    cut: int
+    weakened: tuple[str, ...] = ()
+
+    @property
+    def column(self) -> str:
+        return self.windows.column
+
+
+def weak_keys(belongings: Belongings, column: str) -> list[UniqueKey]:
+    """Those that a table partitioned by ``column`` cannot have as they are."""
+    return [key for key in belongings.keys if column not in key.columns and not ours(key.name)]
+
+
+def ours(name: str) -> bool:
+    """The name of an index that this module has built."""
+    return name.endswith("_dbops")
+
+
+def built_name(key: UniqueKey) -> str:
+    return suffixed(key.name, "_dbops")
+
+
+def kept_name(name: str) -> str:
+    """Of an index of the plain table once it is a partition: the partitioned table's own has the name."""
+    return suffixed(name, "_legacy")
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_plain(table: PartitionedTable, belongings: Belongings, wish: Wish) -> list[Check]:
+    """Whether this table can be one that is partitioned by ``column``."""
+    column = next((one for one in table.columns if one.name == wish.column), None)
+    ordinary = belongings.kind == "r"
+    return [
+        Check(
+            "plain",
+            "ok" if ordinary and not belongings.problems else "failed",
+            f"{table.full_name}: {'; '.join(belongings.problems) or ('' if ordinary else 'no ') + 'ordinary table'}",
+            "an ordinary table, with nothing that a partitioned one cannot have or that would not follow it",
+            "see to what is named, or leave the table as it is",
+        ),
+        Check(
+            "dependents",
+            "failed" if belongings.others else "ok",
+            f"on {table.full_name} depend: {'; '.join(belongings.others) or 'what goes with it'}",
+            "nothing depends on the table that would stay with the old one",
+            "drop them before and make them again afterwards",
+        ),
+        Check(
+            "generated",
+            "failed" if column is not None and column.generated else "ok",
+            f"{wish.column} is {'generated' if column is not None and column.generated else 'stored as written'}",
+            "a column that is not generated",
+            "correct key",
+        ),
+        *_check_keys(table, belongings, wish),
+        _check_names(belongings, wish),
+    ]
+
+
+def _check_keys(table: PartitionedTable, belongings: Belongings, wish: Wish) -> list[Check]:
+    weak = weak_keys(belongings, wish.column)
+    lost = [key.name for key in weak if key.name not in wish.weakened]
+    strange = [key.name for key in weak if not key.plain]
+    unknown = sorted(set(wish.weakened) - {key.name for key in belongings.keys})
+    without = [f"{key.name} ({_columns(key.columns)})" for key in weak]
+    remedy = (
+        f"partition by a column that is in all of them, or give weaken: [{', '.join(lost)}]; two rows may then have the"
+        f" same values there if they differ in {wish.column}"
+    )
+    return [
+        Check(
+            "unique_keys",
+            "failed" if lost else "ok",
+            f"unique without {wish.column}: {', '.join(without) or 'nothing'}",
+            f"every unique key has {wish.column} in it, or you say which may lose what it enforces",
+            remedy,
+        ),
+        Check(
+            "weaken",
+            "failed" if unknown else "ok",
+            f"weaken names {', '.join(unknown) or 'nothing'} that is no unique key of {table.full_name}",
+            "names of unique keys",
+            f"correct them; it has {', '.join(key.name for key in belongings.keys) or 'none'}",
+        ),
+        Check(
+            "weakened",
+            "failed" if strange else "ok",
+            f"keys that cannot simply get one column more: {', '.join(strange) or 'none'}",
+            "unique keys of plain columns, not partial, not deferrable, without INCLUDE",
+            "replace them by plain ones before",
+        ),
+    ]
+
+
+def _check_names(belongings: Belongings, wish: Wish) -> Check:
+    names = names_needed(belongings, wish) + [name for name, _columns in widened(belongings, wish.column)]
+    bad = sorted({name for name in names if names.count(name) > 1})
+    bad += [wish.legacy] if len(wish.legacy.encode()) > NAME_BYTES else []
+    return Check(
+        "names",
+        "failed" if bad else "ok",
+        f"names that would be cut, or there twice: {', '.join(bad) or 'none'}",
+        f"different names of at most {NAME_BYTES} bytes",
+        "rename those indexes, or give another legacy_name",
+    )
+
+
+def prepared(
+    belongings: Belongings, wanted: Iterable[tuple[str, tuple[str, ...]]], *, cut: int | None, validated: bool
+) -> Prepared:
+    """``wanted``: the indexes to be built, each with its columns. One of that name with others is broken, too."""
+    valid = {key.name: key.columns for key in belongings.keys}
+    names = dict(wanted)
+    broken = [name for name in belongings.invalid_indexes if name in names]
+    broken += [name for name, columns in names.items() if valid.get(name, columns) != columns]
+    built = [name for name, columns in names.items() if valid.get(name) == columns]
+    return Prepared(cut, validated, tuple(built), tuple(broken))
+
+
+def widened(belongings: Belongings, column: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The indexes that the conversion needs, with their columns."""
+    return [(built_name(key), (*key.columns, column)) for key in weak_keys(belongings, column)]
+
+
+def check_cut(wish: Wish, current: int, greatest: int | None, *, nulls: bool) -> list[Check]:
+    """``current``: the position of now; ``greatest``: the greatest value there is."""
+    key, last = wish.windows.key, current if greatest is None else max(current, greatest)
+    border = next(windows(key, wish.windows.interval, wish.cut)).lo == wish.cut
+    return [
+        Check(
+            "cut",
+            "ok" if wish.cut > last and border else "failed",
+            f"cut {key.text(wish.cut)}, {'' if border else 'not '}the border of a window; now is {key.text(current)}"
+            + ("" if greatest is None else f", the greatest value {key.text(greatest)}"),
+            "the border of a window, after now and after every row",
+            "give a later cut, as the windows begin; rows far in the future may be wrong",
+        ),
+        Check(
+            "nulls",
+            "failed" if nulls else "ok",
+            f"{wish.column} is NULL in {'some rows' if nulls else 'no row'}",
+            "a value in every row: NULL is in no range",
+            "give those rows a value, or delete them",
+        ),
+    ]
+
+
+def check_names_free(legacy: str, taken: Iterable[str]) -> Check:
+    found = sorted(taken)
+    return Check(
+        "free",
+        "failed" if found else "ok",
+        f"names that something else has: {', '.join(found) or 'none'}",
+        f"{legacy} and the names of the indexes are free",
+        "rename what has them, or give another legacy_name",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- there
+
+
+def names_needed(belongings: Belongings, wish: Wish) -> list[str]:
+    """That nothing else may have."""
+    return [
+        wish.legacy,
+        *(kept_name(key.name) for key in belongings.keys if not ours(key.name)),
+        *(kept_name(name) for name, _definition in belongings.indexes),
+    ]
+
+
+def convert(table: PartitionedTable, belongings: Belongings, wish: Wish, found: Prepared) -> list[Transaction]:
+    item = of_range(wish.windows, Window(MINVALUE, wish.cut), wish.legacy)
+    exclusive = Lock(table.full_name, ACCESS_EXCLUSIVE)
+    shared = Lock(table.full_name, SHARE_UPDATE_EXCLUSIVE, belongings.bytes)
+    drop = Statement(f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {BOUND}", (exclusive,))
+    work = []
+    if found.cut != wish.cut:
+        cut = wish.windows.key.text(wish.cut)
+        work.append(
+            Transaction(
+                f"add {BOUND}",
+                f"from now on {table.full_name} takes no row at or after {cut}",
+                (
+                    drop,
+                    Statement(f"ALTER TABLE {table.sql} ADD CONSTRAINT {BOUND} CHECK ({item.belongs}) NOT VALID"),
+                    Statement(f"COMMENT ON CONSTRAINT {BOUND} ON {table.sql} IS {literal(CUT + str(wish.cut))}"),
+                ),
+                undo=(drop,),
+            )
+        )
+    if found.cut != wish.cut or not found.validated:
+        validate = Statement(f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {BOUND}", (shared,), brief=False)
+        work.append(Transaction(f"validate {BOUND}", "prove that it has none", (validate,), long=True))
+    for name, columns in widened(belongings, wish.column):
+        work += _build(table, name, columns, found, shared)
+    return [*work, _cut_over(table, belongings, wish, item.bounds)]
+
+
+def _build(
+    table: PartitionedTable | Partition, name: str, columns: Sequence[str], found: Prepared, lock: Lock
+) -> list[Transaction]:
+    """Nobody waits for it; it waits for every transaction that is older."""
+    work = []
+    if name in found.broken:
+        drop = Statement(f"DROP INDEX CONCURRENTLY {qualified(table.schema, name)}", (lock,), brief=False)
+        work.append(Transaction(f"drop {name}", "an index that a killed run left unfinished", (drop,), long=True))
+    if name not in found.built:
+        sql = f"CREATE UNIQUE INDEX CONCURRENTLY {identifier(name)} ON {table.sql} ({_quoted(columns)})"
+        build = Statement(sql, (lock,), brief=False)
+        work.append(Transaction(f"build {name}", f"unique by {_columns(columns)}", (build,), long=True))
+    return work
+
+
+def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bounds: str) -> Transaction:
+    legacy = qualified(table.schema, wish.legacy)
+    weak = weak_keys(belongings, wish.column)
+    exclusive = Lock(table.full_name, ACCESS_EXCLUSIVE)
+    mark = {"keys": [asdict(key) for key in weak]}
+    sql = [
+        f"LOCK TABLE {table.sql} IN ACCESS EXCLUSIVE MODE",
+        *_taken(belongings.triggers, table.sql),
+        *_taken((made for made in belongings.made if made.what in ("policy", "publication")), table.sql),
+        f"ALTER TABLE {table.sql} RENAME TO {identifier(wish.legacy)}",
+    ]
+    for key in belongings.keys:
+        name = kept_name(key.name)
+        if key in weak:
+            sql += _replaced(legacy, table.schema, key.name, key, name)
+        elif not ours(key.name):
+            sql.append(f"ALTER INDEX {qualified(table.schema, key.name)} RENAME TO {identifier(name)}")
+    sql += [
+        f"ALTER INDEX {qualified(table.schema, name)} RENAME TO {identifier(kept_name(name))}"
+        for name, _definition in belongings.indexes
+    ]
+    like = f"CREATE TABLE {table.sql} (LIKE {legacy} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
+    sql.append(f"{like} PARTITION BY RANGE ({identifier(wish.column)})")
+    sql.append(f"ALTER TABLE {table.sql} DROP CONSTRAINT {BOUND}")
+    if table.user != table.owner:
+        sql.append(f"ALTER TABLE {table.sql} OWNER TO {identifier(table.owner)}")
+    sql += _identities(belongings.identities, old=legacy, new=table.sql, schema=table.schema)
+    sql += _sequences(belongings, table.sql)
+    for key in belongings.keys:
+        columns = (*key.columns, wish.column)
+        if key in weak and key.kind:
+            sql.append(_add(table.sql, key, f"{_KINDS[key.kind]} ({_quoted(columns)})"))
+        elif key in weak:
+            sql.append(f"CREATE UNIQUE INDEX {identifier(key.name)} ON {table.sql} ({_quoted(columns)})")
+        elif not ours(key.name):
+            sql.append(
+                _add(table.sql, key, key.definition) if key.kind else _index(table.sql, key.name, key.definition)
+            )
+    sql += [_index(table.sql, name, definition) for name, definition in belongings.indexes]
+    statements = [Statement(sql[0], (exclusive,)), *(Statement(one) for one in sql[1:])]
+    for foreign in table.foreign_keys:
+        add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {identifier(foreign.name)} {foreign.definition}"
+        statements.append(Statement(add, (Lock(foreign.referenced, SHARE_ROW_EXCLUSIVE),)))
+    statements += [Statement(made.make) for made in (*belongings.made, *belongings.triggers)]
+    statements += _views(belongings)
+    attach = f"ALTER TABLE {table.sql} ATTACH PARTITION {legacy} FOR VALUES {bounds}"
+    after = [
+        f"ALTER TABLE {legacy} DROP CONSTRAINT {BOUND}",
+        f"COMMENT ON TABLE {legacy} IS {literal(MARK + json.dumps(mark, sort_keys=True))}",
+    ]
+    return Transaction(
+        f"cut over {table.name}",
+        f"{table.full_name} becomes {wish.legacy}, the first partition of a new {table.full_name}",
+        (*statements, Statement(attach, _referenced(table)), *(Statement(one) for one in after)),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- back
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """The partition that was the plain table. ``keys``: as they were; ``belongings``: its own now."""
+
+    partition: Partition
+    keys: tuple[UniqueKey, ...]
+    belongings: Belongings
+
+
+def legacy_of(partition: Partition, belongings: Belongings) -> Legacy:
+    """Its comment is the mark."""
+    noted = json.loads(belongings.comment[len(MARK) :])
+    keys = tuple(UniqueKey(**{**key, "columns": tuple(key["columns"])}) for key in noted["keys"])
+    return Legacy(partition, keys, belongings)
+
+
+def check_way_back(table: PartitionedTable, inhabited: Sequence[str], belongings: Belongings) -> list[Check]:
+    """``inhabited``: the other partitions that hold rows."""
+    problems = [problem for problem in belongings.problems if not problem.startswith("it is a child")]
+    return [
+        Check(
+            "empty",
+            "failed" if inhabited else "ok",
+            f"partitions with rows, beside the one that was {table.full_name}: {', '.join(inhabited) or 'none'}",
+            "no row is in another partition yet",
+            "that row would be lost: the way back ends with the first row after the cut",
+        ),
+        Check(
+            "dependents",
+            "failed" if belongings.others or problems else "ok",
+            f"{table.full_name}: {'; '.join((*belongings.others, *problems)) or 'nothing is in the way'}",
+            "nothing depends on the partitioned table that would go with it",
+            "drop them before and make them again afterwards",
+        ),
+    ]
+
+
+def revert(table: PartitionedTable, belongings: Belongings, legacy: Legacy, found: Prepared) -> list[Transaction]:
+    one = legacy.partition
+    shared = Lock(one.full_name, SHARE_UPDATE_EXCLUSIVE, one.bytes)
+    work = []
+    for key in legacy.keys:
+        work += _build(one, built_name(key), key.columns, found, shared)
+    return [*work, _cut_back(table, belongings, legacy)]
+
+
+def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -> Transaction:
+    """What else the plain table still has of its own is older than what the partitioned one has now, and goes first."""
+    one = legacy.partition
+    gone_name = suffixed(table.name, "_dbops_gone")
+    gone = qualified(table.schema, gone_name)
+    others = [child for child in table.partitions if child.oid != one.oid]
+    locks = tuple(Lock(each.full_name, ACCESS_EXCLUSIVE) for each in (table, one, *others))
+    empty = " OR ".join(f"EXISTS (SELECT FROM {child.sql})" for child in others) or "false"
+    refusal = literal(f"a partition of {table.full_name} beside {one.name} holds a row by now")
+    guard = f"BEGIN IF {empty} THEN RAISE {refusal}; END IF; END"
+    sql = [
+        f"DO {literal(guard)}",
+        f"ALTER TABLE {table.sql} DETACH PARTITION {one.sql}",
+        *_taken((made for made in legacy.belongings.made if made.what == "policy"), one.sql),
+        *_taken((made for made in belongings.made if made.what == "publication"), table.sql),
+        f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name)}",
+        f"ALTER TABLE {one.sql} RENAME TO {identifier(table.name)}",
+        *_identities(belongings.identities, old=gone, new=table.sql, schema=table.schema),
+        *_sequences(belongings, table.sql),
+    ]
+    last: list[str] = []
+    weak = {kept_name(key.name): key for key in legacy.keys}
+    for own in legacy.belongings.keys:
+        if own.name in weak:
+            key = weak[own.name]
+            last += _replaced(table.sql, table.schema, own.name, key, key.name)
+    plain_names = {kept_name(name): name for name in _index_names(belongings)}
+    last += [
+        f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(plain_names[own])}"
+        for own in _index_names(legacy.belongings)
+        if own in plain_names and own not in weak
+    ]
+    last += [made.make for made in (*belongings.made, *belongings.triggers)]
+    if not any(made.what == "comment" for made in belongings.made):
+        last.append(f"COMMENT ON TABLE {table.sql} IS NULL")
+    lock = Statement(f"LOCK TABLE {table.sql} IN ACCESS EXCLUSIVE MODE", locks)
+    return Transaction(
+        f"cut back {table.name}",
+        f"{one.full_name} is {table.full_name} again, and the partitioned table is dropped",
+        (
+            lock,
+            *(Statement(one) for one in sql),
+            *_views(belongings),
+            Statement(f"DROP TABLE {gone}", _referenced(table)),
+            *(Statement(one) for one in last),
+        ),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------- both
+
+
+def _index_names(belongings: Belongings) -> list[str]:
+    return [*(key.name for key in belongings.keys), *(name for name, _definition in belongings.indexes)]
+
+
+def _referenced(table: PartitionedTable) -> tuple[Lock, ...]:
+    """A foreign key that becomes part of another one, or goes, has triggers on the table that it refers to."""
+    return tuple(Lock(key.referenced, ACCESS_EXCLUSIVE) for key in table.foreign_keys)
+
+
+def _views(belongings: Belongings) -> list[Statement]:
+    return [Statement(view.make, (Lock(view.name, ACCESS_EXCLUSIVE),)) for view in belongings.views]
+
+
+def _columns(columns: Iterable[str]) -> str:
+    return ", ".join(columns)
+
+
+def _quoted(columns: Iterable[str]) -> str:
+    return ", ".join(identifier(column) for column in columns)
+
+
+def _taken(made: Iterable[Made], old: str) -> list[str]:
+    return [one.take.replace("{old}", old) for one in made if one.take]
+
+
+def _add(table: str, key: UniqueKey, definition: str) -> str:
+    return f"ALTER TABLE {table} ADD CONSTRAINT {identifier(key.name)} {definition}"
+
+
+def _index(table: str, name: str, definition: str) -> str:
+    unique = "UNIQUE " if definition.startswith("UNIQUE ") else ""
+    return f"CREATE {unique}INDEX {identifier(name)} ON {table} USING {definition[len(unique) :]}"
+
+
+def _replaced(table: str, schema: str, old: str, key: UniqueKey, new: str) -> list[str]:
+    """The key that is called ``old`` gives way to the index that was built for it, which is called ``new`` then."""
+    built = built_name(key)
+    if not key.kind:
+        rename = f"ALTER INDEX {qualified(schema, built)} RENAME TO {identifier(new)}"
+        return [f"DROP INDEX {qualified(schema, old)}", rename]
+    return [
+        f"ALTER TABLE {table} DROP CONSTRAINT {identifier(old)}",
+        f"ALTER TABLE {table} ADD CONSTRAINT {identifier(new)} {_KINDS[key.kind]} USING INDEX {identifier(built)}",
+    ]
+
+
+def _identities(identities: Iterable[Identity], *, old: str, new: str, schema: str) -> list[str]:
+    """A table that becomes a partition may have none of its own (17), and the new one goes on where it stood."""
+    sql = []
+    for one in identities:
+        aside = suffixed(one.sequence_name, "_dbops")
+        sql += [
+            f"ALTER SEQUENCE {one.sequence} RENAME TO {identifier(aside)}",
+            f"ALTER TABLE {new} ALTER COLUMN {identifier(one.column)} ADD GENERATED"
+            f" {'ALWAYS' if one.always else 'BY DEFAULT'} AS IDENTITY (SEQUENCE NAME {one.sequence} {one.options})",
+            f"SELECT setval({literal(one.sequence)}, last_value, is_called) FROM {qualified(schema, aside)}",  # noqa: S608
+            f"ALTER TABLE {old} ALTER COLUMN {identifier(one.column)} DROP IDENTITY",
+            *one.granted,
+        ]
+    return sql
+
+
+def _sequences(belongings: Belongings, new: str) -> list[str]:
+    return [
+        f"ALTER SEQUENCE {sequence} OWNED BY {new}.{identifier(column)}" for sequence, column in belongings.sequences
+    ]

@@ -1,0 +1,258 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plain table becomes a partitioned one, and back: facts, checks, plan, and its transactions one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from .._core.clock import Clock, Deadline
+from .._core.errors import DbopsError
+from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
+from .._postgresql import conversion_plan as planner
+from .._postgresql.ddl import brief
+from .._postgresql.partition_catalog import BOUND, PartitionedTable, read_clock
+from .._postgresql.partition_keys import windows
+from .._postgresql.partition_plan import check_table
+from .._postgresql.partition_steps import Request, Transaction
+from .._postgresql.quoting import identifier, suffixed
+from .._postgresql.table_belongings import Belongings, read_belongings
+from .partition import LONG, partition, read_partitioned, request_of
+from .table_work import TableWork, planned
+
+READ_SECONDS = 3600.0  # for the one reading of the key where no index has it
+
+_BOUND = """
+SELECT convalidated AS validated, coalesce(obj_description(oid, 'pg_constraint'), '') AS comment
+  FROM pg_constraint WHERE conrelid = %s AND conname = %s
+"""
+_TAKEN = """
+SELECT relname::text AS name FROM pg_class WHERE relnamespace = %s::regnamespace AND relname = ANY(%s)
+"""
+
+
+def conversion(options: dict[str, Any], *, clock: Clock, check_mode: bool) -> dict[str, Any]:
+    """``options`` is the argument dictionary of pg_partition_convert; its RETURN documents the result."""
+    with TableWork(options, clock=clock, verb="pg_partition_convert") as work:
+        result = _Conversion(work, options).run(check_mode=check_mode)
+    if result["state"] == "partitioned":
+        # The table is one of pg_partition's by now, and so is what is still to be done.
+        ahead = partition(_as_partition(options), clock=clock, check_mode=check_mode)
+        result["created"] = ahead["created"]
+        result["changed"] = result["changed"] or ahead["changed"]
+        result["statements"] += ahead["statements"]
+        result["plan"] += ahead["plan"]
+        result["warnings"] += ahead["warnings"]
+    return result
+
+
+def _as_partition(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that pg_partition would be called with."""
+    without = {
+        **dict.fromkeys(("partition", "lists", "modulus", "subpartitions", "start", "retention", "archive_dir")),
+        **{"partial_windows": "refuse", "default_rows": "refuse", "move_limit": 0, "retention_action": "keep"},
+        **{"grace": "7 days", "max_drop": 0, "reference_time": None},
+    }
+    return {**without, **options, "state": "present"}
+
+
+class _Conversion:
+    def __init__(self, work: TableWork, options: dict[str, Any]) -> None:
+        self.work = work
+        self.options = options
+        self.session = work.session
+
+    def run(self, *, check_mode: bool) -> dict[str, Any]:
+        before = self._table()
+        if not check_mode:
+            self.work.take_lease(before.full_name)
+            before = self._table()  # another run may have ended meanwhile
+        back = self.options["state"] == "plain"
+        if bool(before.strategy) != back:
+            return self._nothing(before)
+        transactions, checks, more = self._back(before) if back else self._there(before)
+        result: dict[str, Any] = {
+            "changed": True,
+            "state": ("would be " if check_mode else "") + ("plain" if back else "partitioned"),
+            "checks": [check.as_dict() for check in checks],
+            "plan": [
+                self.work.printed(_planned(transaction), transaction.statements, look=check_mode)
+                for transaction in transactions
+            ],
+            "statements": [statement.sql for one in transactions for statement in one.statements],
+            "created": [],
+            "warnings": [],
+            **more,
+        }
+        try:
+            refuse_unless_good(checks)
+        except DbopsError as error:
+            raise error.with_details(**{**result, "changed": False, "state": "refused"}) from error
+        if check_mode:
+            return result
+        runner = self.work.open_journal(before.full_name, {"table": before.full_name, "state": self.options["state"]})
+        self.work.run([self._step(transaction) for transaction in transactions])
+        self._verify(before, back=back, carried=more["carried"])
+        return {**result, "timeline": runner.timeline}
+
+    def _nothing(self, table: PartitionedTable) -> dict[str, Any]:
+        state = "partitioned" if table.strategy else "plain"
+        return {
+            "changed": False,
+            "state": state,
+            "checks": [],
+            "plan": [],
+            "statements": [],
+            "created": [],
+            "carried": [],
+            "weakened": [],
+            "warnings": [],
+        }
+
+    # -- facts
+
+    def _table(self) -> PartitionedTable:
+        return read_partitioned(self.work, self.options["schema"], self.options["table"])
+
+    def _there(self, table: PartitionedTable) -> tuple[list[Transaction], list[Check], dict[str, Any]]:
+        name = self.options["key"]
+        if name not in [column.name for column in table.columns]:
+            raise DbopsError(
+                found=f"{table.full_name} has no column {name}",
+                expected="the column to divide it by",
+                remedy="correct key",
+            )
+        # As it will be.
+        keyed = replace(table, strategy="range", key=tuple(one for one in table.columns if one.name == name))
+        refuse_unless_good(check_table(keyed, name, self.options["key_type"]))
+        request = request_of(_as_partition(self.options), keyed)
+        belongings = read_belongings(self.session, table.oid)
+        legacy = self.options["legacy_name"] or suffixed(table.name, "_legacy")
+        greatest, nulls = self._extent(table, request)
+        current = request.key.at(read_clock(self.session)) if request.key.is_time else greatest or 0
+        cut, validated = self._left(table)
+        wish = planner.Wish(request, legacy, self._cut(request, current, greatest, cut), tuple(self.options["weaken"]))
+        found = planner.prepared(belongings, planner.widened(belongings, wish.column), cut=cut, validated=validated)
+        checks = planner.check_plain(table, belongings, wish)
+        checks += planner.check_cut(wish, current, greatest, nulls=nulls)
+        checks.append(planner.check_names_free(legacy, self._taken(table, planner.names_needed(belongings, wish))))
+        weak = planner.weak_keys(belongings, wish.column)
+        more = {
+            "cut": request.key.text(wish.cut),
+            "legacy": f"{table.schema}.{legacy}",
+            "weakened": [{"name": key.name, "columns": list(key.columns)} for key in weak],
+            "carried": _carried(belongings),
+        }
+        return planner.convert(table, belongings, wish, found), checks, more
+
+    def _back(self, table: PartitionedTable) -> tuple[list[Transaction], list[Check], dict[str, Any]]:
+        owner, partman, *_key = check_table(table, "", None)
+        refuse_unless_good([owner, partman])
+        one = self._legacy(table)
+        belongings = read_belongings(self.session, table.oid)
+        found = planner.prepared(
+            one.belongings,
+            [(planner.built_name(key), key.columns) for key in one.keys],
+            cut=None,
+            validated=False,
+        )
+        others = [child for child in table.partitions if child.oid != one.partition.oid]
+        inhabited = [child.full_name for child in others if self._has_rows(child.sql)]
+        checks = planner.check_way_back(table, inhabited, belongings)
+        more = {
+            "legacy": one.partition.full_name,
+            "weakened": [],
+            "carried": _carried(belongings),
+        }
+        return planner.revert(table, belongings, one, found), checks, more
+
+    def _legacy(self, table: PartitionedTable) -> planner.Legacy:
+        for child in table.partitions:
+            belongings = read_belongings(self.session, child.oid)
+            if belongings.comment.startswith(planner.MARK):
+                return planner.legacy_of(child, belongings)
+        raise DbopsError(
+            found=f"no partition of {table.full_name} was a plain table that this module converted",
+            expected="the partition whose comment says so",
+            remedy="it was dropped, detached, or its comment was changed: there is no way back by this module",
+        )
+
+    def _extent(self, table: PartitionedTable, request: Request) -> tuple[int | None, bool]:
+        """The greatest value of the key, and whether it is NULL somewhere."""
+        column = identifier(request.column)
+        deadline = Deadline.after(self.work.clock, READ_SECONDS)
+        order = f"SELECT {column}::text FROM {table.sql} WHERE {column} IS NOT NULL ORDER BY {column} DESC LIMIT 1"  # noqa: S608
+        text = self.session.value(order, deadline=deadline)
+        nulls = f"SELECT EXISTS (SELECT FROM {table.sql} WHERE {column} IS NULL)"  # noqa: S608  quoted identifiers
+        return None if text is None else request.key.parse(text), bool(self.session.value(nulls, deadline=deadline))
+
+    def _left(self, table: PartitionedTable) -> tuple[int | None, bool]:
+        rows = self.session.rows(_BOUND, [table.oid, BOUND])
+        if not rows:
+            return None, False
+        comment = rows[0]["comment"]
+        return (int(comment[len(planner.CUT) :]) if comment.startswith(planner.CUT) else -1), rows[0]["validated"]
+
+    def _cut(self, request: Request, current: int, greatest: int | None, left: int | None) -> int:
+        """By default the end of the window after the one that is current, or has the greatest value. Until the tables
+        are swapped no row at or after the cut is accepted, so there has to be time; a run before may have set one."""
+        if self.options["cut"]:
+            return request.key.start(self.options["cut"])
+        last = current if greatest is None else max(current, greatest)
+        this, following = islice(windows(request.key, request.interval, last), 2)
+        return left if left is not None and left >= this.hi else int(following.hi)
+
+    def _taken(self, table: PartitionedTable, names: list[str]) -> list[str]:
+        rows = self.session.rows(_TAKEN, [identifier(table.schema), names])
+        return [row["name"] for row in rows]
+
+    def _has_rows(self, table: str) -> bool:
+        return bool(self.session.value(f"SELECT EXISTS (SELECT FROM {table})"))  # noqa: S608  quoted identifiers
+
+    # -- act
+
+    def _step(self, transaction: Transaction) -> Step:
+        return Step(_planned(transaction), partial(self._apply, transaction), partial(self._undo, transaction))
+
+    def _apply(self, transaction: Transaction) -> None:
+        if transaction.long:
+            (statement,) = transaction.statements
+            self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
+        else:
+            brief(self.session, transaction.statements, patience=self.work.patience)
+
+    def _undo(self, transaction: Transaction) -> None:
+        if transaction.undo:
+            brief(self.session, transaction.undo, patience=self.work.patience)
+
+    def _verify(self, before: PartitionedTable, *, back: bool, carried: list[str]) -> None:
+        after = self._table()
+        now = _carried(read_belongings(self.session, after.oid))
+        if bool(after.strategy) == back or now != carried:
+            raise DbopsError(
+                found=f"{before.full_name} is {'partitioned by ' + after.strategy if after.strategy else 'plain'}; it"
+                f" lacks {', '.join(sorted(set(carried) - set(now))) or 'nothing'}, and has"
+                f" {', '.join(sorted(set(now) - set(carried))) or 'nothing'} that it did not have",
+                expected="the other kind of table, with all that it had and nothing else",
+                remedy="the tables were swapped; mend what is named (default privileges add grants to new tables)",
+            )
+
+
+def _carried(belongings: Belongings) -> list[str]:
+    """What goes with the table's name, for people and to be compared."""
+    names = [
+        f"{made.what} {made.name}: {made.make}" for made in (*belongings.made, *belongings.triggers, *belongings.views)
+    ]
+    names += [f"identity {one.column}: {one.sequence}" for one in belongings.identities]
+    names += [f"sequence {sequence} of {column}" for sequence, column in belongings.sequences]
+    names += [f"index {name}: {definition}" for name, definition in belongings.indexes]
+    names += [f"key {key.name}" for key in belongings.keys if not planner.ours(key.name)]
+    return sorted(names)
+
+
+def _planned(transaction: Transaction) -> PlannedStep:
+    return planned(transaction.name, transaction.summary, transaction.statements)

@@ -1,0 +1,229 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A plain table becomes a partitioned one under load, with all that belongs to it, and back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.integration.tables.scene import CATALOG, JOURNAL, Conversion
+from tests.lab import binaries, users
+from tests.lab.database import Database
+from tests.lab.table_load import TableLoad
+
+INSERT = "INSERT INTO journal (id, note) VALUES (%s, NULL)"
+PROBE = "SELECT count(*) FROM journal WHERE note LIKE 'fixed%'"
+
+
+@pytest.fixture
+def journal(database: Database, tmp_path: Path) -> Conversion:
+    database.sql(JOURNAL)
+    return Conversion(database, tmp_path)
+
+
+def test_there_and_back_under_load(journal: Conversion) -> None:
+    database = journal.database
+    before = database.sql(CATALOG)
+    predicted = journal.done(check=True)
+    assert predicted["state"] == "would be partitioned"
+    assert database.sql(CATALOG) == before
+    with TableLoad(database, insert=INSERT, probe=PROBE) as running:
+        there = journal.done()
+        again = journal.done()
+    running.check("journal")
+    assert there["state"] == "partitioned"
+    assert again["changed"] is False, again["statements"]
+    assert database.value("SELECT relkind::text FROM pg_class WHERE relname = 'journal'") == "p"
+    with TableLoad(database, insert=INSERT, probe=PROBE, first=2_000_000) as running:
+        back = journal.done(state="plain")
+    running.check("journal")
+    assert back["state"] == "plain"
+    assert journal.done(state="plain")["changed"] is False
+    names = {row[1] for row in before}
+    assert {row[1] for row in database.sql(CATALOG)} == names
+
+
+def dumped(database: Database) -> list[str]:
+    """The schema as pg_dump of the newest version writes it, whose order of statements means nothing."""
+    node = database.cluster.primary()
+    command = [binaries.binaries("18") / "pg_dump", "--schema-only", "-h", node.host, "-p", str(node.port)]
+    text = subprocess.run(
+        [*command, "-U", "postgres", database.name],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PGPASSFILE": str(database.cluster.lab_passfile)},
+    ).stdout
+    return sorted(line for line in text.splitlines() if line and not line.startswith(("--", "\\")))
+
+
+def test_nothing_is_different_afterwards(journal: Conversion) -> None:
+    before = dumped(journal.database)
+    last = journal.database.value("SELECT last_value FROM journal_id_seq")
+    journal.done()
+    journal.done(state="plain")
+    assert dumped(journal.database) == before
+    assert journal.database.value("SELECT last_value FROM journal_id_seq") == last
+
+
+def test_what_goes_with_the_name(journal: Conversion) -> None:
+    """Asked of the server, by what it does."""
+    database = journal.database
+    result = journal.done()
+    assert [key["name"] for key in result["weakened"]] == ["journal_pkey"]
+    greatest = database.value("SELECT max(id) FROM journal")
+    row = database.sql("INSERT INTO journal (at) VALUES (%s) RETURNING id, serial, note, kind", [result["cut"]])
+    assert row == [(greatest + 2, 20001, "stamped", 1)]
+    assert database.value("SELECT count(*) FROM recent WHERE note = 'stamped'") == 1, "the view means the old table"
+    for statement, error in (
+        ("INSERT INTO journal (kind) VALUES (2)", psycopg2.errors.ForeignKeyViolation),
+        ("INSERT INTO journal (amount) VALUES (-1)", psycopg2.errors.CheckViolation),
+        ("INSERT INTO journal (at, note) SELECT at, note FROM journal LIMIT 1", psycopg2.errors.UniqueViolation),
+    ):
+        with pytest.raises(error):
+            database.sql(statement)
+    switched = """SELECT tgname::text, tgenabled::text FROM pg_trigger
+                   WHERE tgrelid = %s::regclass AND tgname IN ('off', 'stamp', 'tell')"""
+    assert set(database.sql(switched, ["journal"])) == {("off", "D"), ("stamp", "A"), ("tell", "O")}
+    assert database.sql(switched, ["journal_legacy"])[0] == ("stamp", "A")
+    assert database.sql("SELECT tablename::text FROM pg_publication_tables") == [("journal",)]
+    assert database.value("SELECT obj_description('journal'::regclass)") == "what happened"
+    valid = (
+        "SELECT bool_and(indisvalid) FROM pg_index WHERE indrelid IN ('journal'::regclass, 'journal_legacy'::regclass)"
+    )
+    assert database.value(valid)
+    assert database.value("SELECT relowner::regrole::text FROM pg_class WHERE relname = 'journal'") == users.APPLICATION
+
+
+REFUSED = {
+    "a materialized view": ("CREATE MATERIALIZED VIEW sums AS SELECT sum(amount) FROM journal", "materialized view"),
+    "a rule": ("CREATE RULE quiet AS ON DELETE TO journal DO ALSO NOTHING", "rule quiet"),
+    "a function of its rows": (
+        "CREATE FUNCTION f(journal) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "function public.f(public.journal)",
+    ),
+    "a view of its rows": ("CREATE VIEW whole AS SELECT j FROM journal j", "whole"),
+    "another table's foreign key": (
+        "CREATE TABLE other (at timestamptz, note text, FOREIGN KEY (note, at) REFERENCES journal (note, at))",
+        "other_note_at_fkey of public.other refers to it",
+    ),
+    "a view that needs its key": (
+        "CREATE VIEW grouped AS SELECT id, note FROM journal GROUP BY id",
+        "through a key of the table",
+    ),
+    "an unvalidated constraint": (
+        "ALTER TABLE journal ADD CONSTRAINT late CHECK (amount < 9) NOT VALID",
+        "constraint late is not validated",
+    ),
+    "a constraint that is not inherited": (
+        "ALTER TABLE journal ADD CONSTRAINT own CHECK (amount < 9) NO INHERIT",
+        "constraint own is NO INHERIT",
+    ),
+    "an exclusion": (
+        "ALTER TABLE journal ADD CONSTRAINT apart EXCLUDE USING btree (id WITH =)",
+        "constraint apart excludes",
+    ),
+    "a parent": ("CREATE TABLE above (); ALTER TABLE journal INHERIT above", "it is a child of public.above"),
+    "a child": ("CREATE TABLE below () INHERITS (journal)", "table public.below"),
+    "unlogged": ("ALTER TABLE journal SET UNLOGGED", "it is unlogged"),
+    "published by its own name": ("CREATE PUBLICATION plain FOR TABLE journal", "publication plain publishes it"),
+    "replica identity": (
+        "ALTER TABLE journal REPLICA IDENTITY USING INDEX journal_pkey",
+        "its replica identity is an index",
+    ),
+    "a deferrable key": (
+        "ALTER TABLE journal DROP CONSTRAINT journal_pkey, ADD PRIMARY KEY (id) DEFERRABLE",
+        "[weakened] keys that cannot simply get one column more: journal_pkey",
+    ),
+    "a row without time": (
+        "ALTER TABLE journal ALTER at DROP NOT NULL; UPDATE journal SET at = NULL WHERE id = 1",
+        "[nulls]",
+    ),
+    "a name that is taken": ("CREATE TABLE journal_legacy ()", "[free] names that something else has: journal_legacy"),
+    "an index name that is taken": ("CREATE INDEX journal_kind_legacy ON kind (id)", "journal_kind_legacy"),
+    "transition tables": (
+        """CREATE TRIGGER rows AFTER INSERT ON journal REFERENCING NEW TABLE AS fresh
+             FOR EACH ROW EXECUTE FUNCTION tell()""",
+        "trigger rows has transition tables",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_not_go_with_it_is_refused_by_name(journal: Conversion, name: str) -> None:
+    statement, says = REFUSED[name]
+    if name in ("unlogged", "a child", "a parent", "a row without time"):
+        journal.database.sql("DROP PUBLICATION out")
+        journal.database.sql("ALTER TABLE journal ALTER id DROP IDENTITY; DROP TABLE kind CASCADE")
+    journal.database.sql(statement)
+    journal.refused(says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"weaken": []}, "[unique_keys] unique without at: journal_pkey (id)"),
+        ({"weaken": ["journal_pkey", "nothing"]}, "weaken names nothing that is no unique key"),
+        ({"key": "never"}, "has no column never"),
+        ({"key": "note"}, "[key]"),
+        ({"key": "serial"}, "key_type is not given"),
+        ({"key": "doubled"}, "[key]"),
+        ({"interval": "1000"}, "[interval]"),
+        ({"cut": "2020-01-01"}, "[cut]"),
+        ({"cut": "2099-01-15"}, "not the border of a window"),
+        ({"legacy_name": "x" * 64}, "[names]"),
+        ({"legacy_name": "kind"}, "[free]"),
+        ({"table": "recent"}, "[plain] public.recent: no ordinary table"),
+        ({"table": "nothing"}, "there is no table public.nothing"),
+    ],
+)
+def test_bad_input(journal: Conversion, changes: dict[str, Any], says: str) -> None:
+    journal.refused(says, **changes)
+
+
+def test_the_way_back_ends_with_the_first_row_after_the_cut(journal: Conversion) -> None:
+    database = journal.database
+    result = journal.done()
+    assert result["created"]
+    database.sql("DROP PUBLICATION out")  # 18 deletes no published row with generated columns of this replica identity
+    database.sql("INSERT INTO journal (at) VALUES (%s)", [result["cut"]])
+    journal.refused("[empty] partitions with rows", state="plain")
+    database.sql("DELETE FROM journal WHERE at >= %s", [result["cut"]])
+    database.sql("CREATE MATERIALIZED VIEW sums AS SELECT sum(amount) FROM journal")
+    journal.refused("materialized view", state="plain")
+
+
+def test_a_reader_is_in_the_way(journal: Conversion) -> None:
+    """It is named, nobody waits behind us, and the constraint that would refuse rows in time is taken back."""
+    database = journal.database
+    with closing(database.connect(application_name="the reader")) as reader:
+        reader.autocommit = False
+        reader.cursor().execute("SELECT FROM journal LIMIT 1")
+        result = journal.run(lock_wait_timeout=1)
+    assert "the reader" in result["msg"]
+    assert database.sql("SELECT conname FROM pg_constraint WHERE conname LIKE 'dbops%'") == []
+
+
+def test_a_cut_that_a_killed_run_has_set_is_kept_while_it_is_far_enough(journal: Conversion) -> None:
+    database = journal.database
+    assert journal.run(failpoint="validate dbops_bound:before") == {}
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        database.sql("INSERT INTO journal (at) VALUES (now() + interval '80 days')")
+    database.sql("COMMENT ON CONSTRAINT dbops_bound ON journal IS 'dbops cut: 0'")
+    result = journal.done()
+    assert result["statements"][0].startswith('ALTER TABLE "public"."journal" DROP CONSTRAINT'), "an old cut is left"
+
+
+def test_an_index_of_a_killed_build_is_built_again(journal: Conversion) -> None:
+    """One that has other columns, too: the swap would build another one under its lock."""
+    journal.database.sql("CREATE UNIQUE INDEX journal_pkey_dbops ON journal (at, id)")
+    result = journal.done()
+    assert any("DROP INDEX CONCURRENTLY" in statement for statement in result["statements"])
