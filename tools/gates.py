@@ -79,6 +79,8 @@ GATES = [
             *("stateful.dbops.promote_replica", "stateful.dbops.promote_replica_rollback"),
             *(
                 "stateful.dbops.index_maintenance",
+                "stateful.dbops.partition_convert",
+                "stateful.dbops.partition_convert_rollback",
                 "stateful.dbops.partition_maintenance",
                 "stateful.dbops.partition_timer",
             ),

@@ -543,6 +543,7 @@ def test_by_playbook_and_again(scene: Stage) -> None:
     assert "changed=0" in play.stdout.partition("PLAY RECAP")[2], play.stdout[-1500:]
 
 
+@pytest.mark.long
 def test_by_playbook_when_fence_or_witness_fails(scene: Stage, tmp_path: Path) -> None:
     """A fence command that fails, or hangs, is no fence; a witness that cannot be reached has seen nothing. Nobody is
     promoted, so the primary can simply be started again."""
@@ -583,6 +584,7 @@ def test_by_playbook_when_fence_or_witness_fails(scene: Stage, tmp_path: Path) -
     scene.cluster.wait_streaming({node.name for node in scene.cluster.nodes} - {lost})
 
 
+@pytest.mark.long
 def test_by_playbook_when_the_host_is_gone(scene: Stage, tmp_path: Path) -> None:
     """SSH to it fails: refused without a fence command, also when the command ran and nobody confirms it; with both it
     fails over, and rejoin_replica brings the member back when its host is."""

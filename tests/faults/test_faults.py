@@ -158,6 +158,7 @@ def test_candidate_killed_while_it_is_promoted(stage: Scene) -> None:
     act.converge()
 
 
+@pytest.mark.long
 def test_full_disk_on_the_candidate(tmp_path: Path) -> None:
     with scene(tmp_path, os.environ.get("DBOPS_VERSION", "18"), connections=3) as stage:
         candidate = stage.names()[1]
@@ -207,6 +208,7 @@ def test_slow_archive_command_does_not_extend_the_pause(stage: Scene) -> None:
     stage.assert_settled(act.candidate, act.old)
 
 
+@pytest.mark.long
 def test_service_manager_starts_the_old_primary_again(stage: Scene) -> None:
     """standby.signal was planted before the stop: whoever starts it starts a standby."""
     old, _candidate = stage.names()
@@ -234,6 +236,7 @@ def test_pause_exceeded_because_the_old_primary_does_not_stop(stage: Scene) -> N
     act.converge()
 
 
+@pytest.mark.long
 def test_a_rollback_that_takes_long_is_left_alone_by_the_dead_man(stage: Scene) -> None:
     """The old primary takes long to start again. The dead-man's limit passes meanwhile, but the run lives: that the
     server accepts writes again is no reason to take the pooler out of its hands."""
@@ -279,7 +282,7 @@ def test_primary_killed_before_the_promotion(stage: Scene, step: str) -> None:
     act.converge()
 
 
-@pytest.mark.parametrize("step", _in_ci("*resume_poolers", "follow", "*rejoin", "*tidy", "*certify"))
+@pytest.mark.parametrize("step", _in_ci("*resume_poolers", "*follow", "*rejoin", "*tidy", "*certify"))
 def test_new_primary_killed_after_the_promotion(stage: Scene, step: str) -> None:
     """Clients may have written to it: the old primary stays what it is, a standby, until the new one is back."""
     act = Act(stage)

@@ -37,7 +37,12 @@ STEPS = (
 FAILPOINTS = [f"{step}:{moment}" for step in STEPS for moment in ("before", "after")]
 # Of what a rollback undoes: clients resumed, fence taken away, server started, settings and slots removed.
 UNDONE = ("prove", "stop", "plant_signal", "pause_poolers", "tune_candidate", "slots")
-UNDO_FAILPOINTS = [f"undo_{step}:{moment}" for step in UNDONE for moment in ("before", "after")]
+# A run that is killed before a step has done what one that is killed after the step before has.
+UNDO_FAILPOINTS = [
+    pytest.param(f"undo_{step}:{moment}", marks=[pytest.mark.long] if moment == "before" else [])
+    for step in UNDONE
+    for moment in ("before", "after")
+]
 SEED = int(os.environ.get("DBOPS_SEED", random.SystemRandom().randrange(1 << 32)))
 RANDOM_KILLS = int(os.environ.get("DBOPS_KILLS", "10"))
 

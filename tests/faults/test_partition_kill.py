@@ -1,7 +1,8 @@
 # Copyright: (c) 2026, stateful.dbops contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SIGKILL of pg_partition before and after each of its steps, while clients write; run again, it converges."""
+"""SIGKILL of pg_partition and pg_partition_convert before and after each of their steps, while clients write; run
+again, they converge."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.tables.scene import PARENT, Partitions
+from tests.integration.tables.scene import JOURNAL, PARENT, Conversion, Partitions
 from tests.lab.cluster import Cluster
 from tests.lab.database import Database
 from tests.lab.table_load import TableLoad
@@ -134,3 +135,52 @@ def test_the_list_of_steps_is_complete(server: Cluster, tmp_path: Path, scene: s
     plan = stage.partitions.done(check=True, **stage.options)["plan"]
     assert [step["name"] for step in plan] == [stage.named(step) for step in stage.steps]
     stage.database.drop()
+
+
+PREPARED = ["add dbops_bound", "validate dbops_bound", "build journal_pkey_dbops", "cut over journal"]
+AHEAD = ["create p", "attach p", "analyze journal"]
+CONVERSION = [
+    pytest.param(state, f"{step}:{moment}", marks=[pytest.mark.long] if moment == "before" else [])
+    for state, steps in (
+        ("partitioned", [*PREPARED, *AHEAD]),
+        ("plain", ["build journal_pkey_dbops", "cut back journal"]),
+    )
+    for step in steps
+    for moment in ("before", "after")
+]
+
+
+def ahead(text: str, cut: str) -> str:
+    """With the name of the one partition after the cut."""
+    return text.replace(" p:", f" journal_p{cut[:10].replace('-', '')}:")
+
+
+@pytest.mark.parametrize(("state", "failpoint"), CONVERSION)
+def test_a_conversion_killed_at_a_step(server: Cluster, tmp_path: Path, state: str, failpoint: str) -> None:
+    database = Database.create(server)
+    database.sql(JOURNAL)
+    conversion = Conversion(database, tmp_path)
+    if state == "plain":
+        conversion.done()
+    insert, probe = "INSERT INTO journal (id) VALUES (%s)", "SELECT count(*) FROM recent WHERE note LIKE 'fixed%'"
+    with TableLoad(database, insert=insert, probe=probe) as running:
+        cut = conversion.done(check=True, state=state).get("cut", "")
+        assert conversion.run(state=state, failpoint=ahead(failpoint, cut)) == {}, "the failpoint was not reached"
+        conversion.done(state=state)
+    running.check("journal")
+    assert database.sql("SELECT conname FROM pg_constraint WHERE conname LIKE 'dbops%'") == []
+    assert database.sql("SELECT relname FROM pg_class WHERE relname LIKE '%dbops%'") == []
+    assert not conversion.done(state=state)["changed"]
+    database.drop()
+
+
+def test_the_list_of_a_conversions_steps_is_complete(server: Cluster, tmp_path: Path) -> None:
+    database = Database.create(server)
+    database.sql(JOURNAL)
+    conversion = Conversion(database, tmp_path)
+    result = conversion.done()
+    names = [step["name"] for step in result["plan"]]
+    assert [f"{name}:" for name in names] == [ahead(f"{step}:", result["cut"]) for step in [*PREPARED, *AHEAD]]
+    back = [step["name"] for step in conversion.done(state="plain")["plan"]]
+    assert back == ["build journal_pkey_dbops", "cut back journal"]
+    database.drop()

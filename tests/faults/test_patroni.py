@@ -238,7 +238,7 @@ def no_checkpoint_privilege(stage: PatroniScene, _candidate: str) -> Iterator[di
         (nobody_at_the_url, "[patroni_answers] Patroni at http://127.0.0.1:1 does not answer"),
         (no_option, "[manager_in_charge] Patroni"),
         (not_synchronous, "role replica in synchronous_mode"),
-        (without_quorum, "[patroni_"),
+        pytest.param(without_quorum, "[patroni_", marks=pytest.mark.long),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import partition_options
+from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import (
+    conversion_options,
+    partition_options,
+)
 from ansible_collections.stateful.dbops.plugins.modules import pg_index, replica_promote
 
 CHECKOUT = Path(__file__).parents[2]
@@ -21,6 +24,7 @@ PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 # What each role is for.
 MODULES = {
     "index_maintenance": pg_index.argument_spec,
+    "partition_convert": conversion_options,
     "partition_maintenance": partition_options,
     "promote_replica": replica_promote.argument_spec,
 }
@@ -35,6 +39,7 @@ ELSEWHERE = {
     "dbops_rehearsal",
     "dbops_hosts",
     "dbops_partitions",
+    "dbops_conversion",
     "find_primary_found",
 }
 

@@ -303,7 +303,7 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
                 _add(table.sql, key, key.definition) if key.kind else _index(table.sql, key.name, key.definition)
             )
     sql += [_index(table.sql, name, definition) for name, definition in belongings.indexes]
-    statements = [Statement(sql[0], (exclusive,)), *(Statement(one) for one in sql[1:])]
+    statements = [*_locked(belongings), Statement(sql[0], (exclusive,)), *(Statement(one) for one in sql[1:])]
     for foreign in table.foreign_keys:
         add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {identifier(foreign.name)} {foreign.definition}"
         statements.append(Statement(add, (Lock(foreign.referenced, SHARE_ROW_EXCLUSIVE),)))
@@ -376,10 +376,11 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
     gone_name = suffixed(table.name, "_dbops_gone")
     gone = qualified(table.schema, gone_name)
     others = [child for child in table.partitions if child.oid != one.oid]
-    locks = tuple(Lock(each.full_name, ACCESS_EXCLUSIVE) for each in (table, one, *others))
+    names = [table.full_name, one.full_name, *(child.full_name for child in others)]
+    locks = tuple(Lock(name, ACCESS_EXCLUSIVE) for name in names)
     empty = " OR ".join(f"EXISTS (SELECT FROM {child.sql})" for child in others) or "false"
     refusal = literal(f"a partition of {table.full_name} beside {one.name} holds a row by now")
-    guard = f"BEGIN IF {empty} THEN RAISE {refusal}; END IF; END"
+    guard = f"BEGIN IF {empty} THEN RAISE USING MESSAGE = {refusal}; END IF; END"
     sql = [
         f"DO {literal(guard)}",
         f"ALTER TABLE {table.sql} DETACH PARTITION {one.sql}",
@@ -410,6 +411,7 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         f"cut back {table.name}",
         f"{one.full_name} is {table.full_name} again, and the partitioned table is dropped",
         (
+            *_locked(belongings),
             lock,
             *(Statement(one) for one in sql),
             *_views(belongings),
@@ -431,8 +433,14 @@ def _referenced(table: PartitionedTable) -> tuple[Lock, ...]:
     return tuple(Lock(key.referenced, ACCESS_EXCLUSIVE) for key in table.foreign_keys)
 
 
+def _locked(belongings: Belongings) -> list[Statement]:
+    """The views before their table, as queries lock them: a query that has the one and waits for the other would keep
+    us waiting. LOCK TABLE would lock whatever else a view is made of."""
+    return [Statement(view.take, (Lock(view.name, ACCESS_EXCLUSIVE),)) for view in belongings.views]
+
+
 def _views(belongings: Belongings) -> list[Statement]:
-    return [Statement(view.make, (Lock(view.name, ACCESS_EXCLUSIVE),)) for view in belongings.views]
+    return [Statement(view.make) for view in belongings.views]
 
 
 def _columns(columns: Iterable[str]) -> str:

@@ -129,7 +129,7 @@ def brief(session: Session, statements: Sequence[Statement], *, patience: Patien
         session.clock.sleep(min(pause, deadline.left()))
     raise DbopsError(
         found=f"{session.endpoint.label}: in {attempt + 1} tries of up to {wait_ms} ms no locks for: "
-        f"{'; '.join(statement.sql for statement in statements)}. Seen holding them: "
+        f"{_shown(statements)}. Seen holding them: "
         f"{'; '.join(str(found) for found in seen.values()) or 'nobody, they were held for moments'}",
         expected="nobody holds a conflicting lock for long",
         remedy="end those transactions or wait for them, then run this again: it goes on where it stopped",
@@ -149,3 +149,9 @@ def _transaction(session: Session, statements: Sequence[Statement], wait_ms: int
         if not session.closed:
             session.run("ROLLBACK")
         raise
+
+
+def _shown(statements: Sequence[Statement]) -> str:
+    """A few of them: whoever reads this looks for the holders."""
+    few = "; ".join(statement.sql for statement in statements[:3])
+    return few + (f"; and {len(statements) - 3} more" if len(statements) > 3 else "")

@@ -33,7 +33,8 @@ class UniqueKey:
 @dataclass(frozen=True)
 class Made:
     """A statement that makes something on the new table, and one that takes it from the old one (empty where it need
-    not be taken), with ``{old}`` where that one's name has to be. ``what`` and ``name`` for people."""
+    not be taken), with ``{old}`` where that one's name has to be. Of a view that one changes nothing but locks it.
+    ``what`` and ``name`` for people."""
 
     what: str
     name: str
@@ -70,6 +71,7 @@ class Belongings:
     made: tuple[Made, ...] = ()
     triggers: tuple[Made, ...] = ()
     views: tuple[Made, ...] = ()
+    """One that is defined by another one comes before it, as far as they were made in that order."""
     others: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     comment: str = ""
@@ -182,12 +184,13 @@ SELECT tgname::text AS name, pg_get_triggerdef(oid) AS make, tgrelid::regclass::
 _ENABLED = {"D": "DISABLE", "A": "ENABLE ALWAYS", "R": "ENABLE REPLICA"}
 
 _VIEWS = """
-SELECT DISTINCT ev_class::regclass::text AS name, pg_get_viewdef(ev_class) AS definition,
+SELECT DISTINCT v.oid, ev_class::regclass::text AS name, pg_get_viewdef(ev_class) AS definition,
+       quote_ident(pg_get_userbyid(relowner)) AS owner,
        coalesce(array_to_string((SELECT array_agg(format('%%I=%%s', option_name, option_value))
                                    FROM pg_options_to_table(v.reloptions)), ', '), '') AS options
   FROM pg_depend JOIN pg_rewrite r ON r.oid = objid JOIN pg_class v ON v.oid = ev_class
  WHERE classid = 'pg_rewrite'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = %s AND v.relkind = 'v'
- ORDER BY 1
+ ORDER BY v.oid DESC
 """
 
 # Whatever is not known to be moved, or to go with the old table, is in the way.
@@ -281,8 +284,8 @@ def read_belongings(session: Session, table: int) -> Belongings:
         if not index["valid"]:
             invalid.append(name)
         elif index["unique"]:
-            columns = tuple(index["columns"])
-            keys.append(UniqueKey(name, index["kind"], columns, index["plain"] and "" not in columns, text))
+            key = tuple(index["columns"])
+            keys.append(UniqueKey(name, index["kind"], key, index["plain"] and "" not in key, text))
         elif index["kind"] != "x":  # which is among the problems
             indexes.append((name, text))
     triggers = session.rows(_TRIGGERS, [table])
@@ -307,6 +310,7 @@ def read_belongings(session: Session, table: int) -> Belongings:
                 item["name"],
                 f"CREATE OR REPLACE VIEW {item['name']}{' WITH (' + item['options'] + ')' if item['options'] else ''}"
                 f" AS {item['definition'].rstrip().rstrip(';')}",
+                f"ALTER VIEW {item['name']} OWNER TO {item['owner']}",
             )
             for item in session.rows(_VIEWS, [table])
         ),

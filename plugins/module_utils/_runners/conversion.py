@@ -91,6 +91,7 @@ class _Conversion:
         try:
             refuse_unless_good(checks)
         except DbopsError as error:
+            result.pop("warnings")
             raise error.with_details(**{**result, "changed": False, "state": "refused"}) from error
         if check_mode:
             return result

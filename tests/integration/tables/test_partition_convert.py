@@ -15,7 +15,8 @@ import psycopg2
 import pytest
 
 from tests.integration.tables.scene import CATALOG, JOURNAL, Conversion
-from tests.lab import binaries, users
+from tests.integration.test_playbooks import Run
+from tests.lab import binaries, inventory, users
 from tests.lab.database import Database
 from tests.lab.table_load import TableLoad
 
@@ -54,7 +55,14 @@ def test_there_and_back_under_load(journal: Conversion) -> None:
 def dumped(database: Database) -> list[str]:
     """The schema as pg_dump of the newest version writes it, whose order of statements means nothing."""
     node = database.cluster.primary()
-    command = [binaries.binaries("18") / "pg_dump", "--schema-only", "-h", node.host, "-p", str(node.port)]
+    command: list[str | Path] = [
+        binaries.binaries("18") / "pg_dump",
+        "--schema-only",
+        "-h",
+        node.host,
+        "-p",
+        str(node.port),
+    ]
     text = subprocess.run(
         [*command, "-U", "postgres", database.name],
         check=True,
@@ -197,6 +205,13 @@ def test_the_way_back_ends_with_the_first_row_after_the_cut(journal: Conversion)
     database.sql("INSERT INTO journal (at) VALUES (%s)", [result["cut"]])
     journal.refused("[empty] partitions with rows", state="plain")
     database.sql("DELETE FROM journal WHERE at >= %s", [result["cut"]])
+
+    # One that comes after the checks, and before the lock.
+    cut_back = journal.done(check=True, state="plain")["plan"][-1]["statements"]
+    database.sql("INSERT INTO journal (at) VALUES (%s)", [result["cut"]])
+    with pytest.raises(psycopg2.errors.RaiseException, match="holds a row by now"):
+        database.sql("; ".join(cut_back))
+    database.sql("DELETE FROM journal WHERE at >= %s", [result["cut"]])
     database.sql("CREATE MATERIALIZED VIEW sums AS SELECT sum(amount) FROM journal")
     journal.refused("materialized view", state="plain")
 
@@ -227,3 +242,29 @@ def test_an_index_of_a_killed_build_is_built_again(journal: Conversion) -> None:
     journal.database.sql("CREATE UNIQUE INDEX journal_pkey_dbops ON journal (at, id)")
     result = journal.done()
     assert any("DROP INDEX CONCURRENTLY" in statement for statement in result["statements"])
+
+
+@pytest.mark.parametrize("server", ["18"], indirect=True, scope="session")
+def test_there_and_back_by_playbook(journal: Conversion) -> None:
+    database = journal.database
+    hosts = inventory.write(database.cluster)
+    words: dict[str, Any] = {
+        "dbops_cluster": database.cluster.name,
+        "partition_convert_database": database.name,
+        "partition_convert_table": "journal",
+        "partition_convert_key": "at",
+        "partition_convert_interval": "month",
+    }
+    before = database.sql(CATALOG)
+    Run("partition_convert", hosts, partition_convert_weak=1, **words).failed("partition_convert_weak; expected")
+    Run("partition_convert", hosts, **words).failed("[unique_keys] unique without at: journal_pkey (id)")
+    words["partition_convert_weaken"] = ["journal_pkey"]
+    checked = Run("partition_convert", hosts, "--check", **words).succeeded(changed=True)
+    assert "locks: AccessExclusiveLock of public.recent, AccessExclusiveLock of public.journal" in checked.text
+    assert database.sql(CATALOG) == before
+    Run("partition_convert", hosts, **words).succeeded(changed=True)
+    Run("partition_convert", hosts, **words).succeeded(changed=False)
+    back = {name: words[name] for name in list(words)[:3]}
+    Run("partition_convert_rollback", hosts, **back).succeeded(changed=True)
+    Run("partition_convert_rollback", hosts, **back).succeeded(changed=False)
+    assert {row[1] for row in database.sql(CATALOG)} == {row[1] for row in before}
