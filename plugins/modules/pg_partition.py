@@ -25,11 +25,13 @@ options:
     description:
       - C(present) keeps the windows as wanted.
       - C(detached) detaches O(partition). Its rows leave the table, and nobody can write into it any more.
+      - C(absent) also archives it into O(archive_dir), and drops it when O(grace) has passed, as
+        O(retention_action=drop) does. So it takes two runs.
     type: str
-    choices: [present, detached]
+    choices: [present, detached, absent]
     default: present
   partition:
-    description: Name of the partition to detach, with or without its schema.
+    description: Name of the partition that is to leave, with or without its schema.
     type: str
   key:
     description: The column that the table is partitioned by.
@@ -259,6 +261,7 @@ EXCLUSIVE = [
 ]
 REQUIRED_IF = [
     ("state", "detached", ["partition"]),
+    ("state", "absent", ["partition", "archive_dir"]),
     ("retention_action", "archive", ["archive_dir"]),
     ("retention_action", "drop", ["archive_dir"]),
 ]

@@ -109,7 +109,7 @@ def partition_options() -> dict[str, Any]:
     return {
         **table_options(),
         **partition_key_options(),
-        "state": {"type": "str", "choices": ["present", "detached"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "detached", "absent"], "default": "present"},
         "partition": {"type": "str"},
         "key": {"type": "str", "required": True, "no_log": False},
         "interval": {"type": "str"},

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
 from .._postgresql import partition_plan as planner
 from .._postgresql.ddl import blockers, brief
 from .._postgresql.locks import ACCESS_EXCLUSIVE, Lock
+from .._postgresql.partition_archive import archive_of, due
 from .._postgresql.partition_catalog import (
     DefaultRows,
     Partition,
@@ -138,7 +140,7 @@ def current_position(work: TableWork, request: Request, table: PartitionedTable)
 
 class _Windows:
     """Desired state: every window from the first one wanted up to ``premake`` ahead of now is a partition, and none is
-    that ended before the retention. Or, with state detached, one partition is none any more."""
+    that ended before the retention. Or, with another state, one partition is none any more."""
 
     def __init__(self, work: TableWork, options: dict[str, Any]) -> None:
         self.work = work
@@ -182,7 +184,7 @@ class _Windows:
 
     def _plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
         refuse_unless_good([self._check_clock()])
-        if self.options["state"] == "detached":
+        if self.options["state"] != "present":
             return self._detach_plan(request, table)
         current = 0 if request.strategy != "range" else current_position(self.work, request, table)
         try:
@@ -209,7 +211,7 @@ class _Windows:
             version_num=self.work.version_num,
         )
         plan = planner.make_plan(request, facts, missing)
-        return plan, [*checks, *plan.checks, self._check_archive(request)]
+        return plan, [*checks, *plan.checks, self._check_archive(request.archives)]
 
     @staticmethod
     def _wanted(request: Request, table: PartitionedTable, current: int) -> tuple[list[Wanted], list[Check]]:
@@ -219,9 +221,9 @@ class _Windows:
             return planner.wanted_hash(request, table)
         return planner.wanted_windows(request, table, current)
 
-    def _check_archive(self, request: Request) -> Check:
+    def _check_archive(self, archives: bool) -> Check:
         bad = ""
-        if request.archives:
+        if archives:
             data_directory = self.session.value("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
             bad = check_directory(data_directory or "", self.options["archive_dir"])
         return Check(
@@ -233,8 +235,9 @@ class _Windows:
         )
 
     def _detach_plan(self, request: Request, table: PartitionedTable) -> tuple[Plan, list[Check]]:
-        """Nothing to do where a table of that name is detached already."""
-        name = self.options["partition"]
+        """One partition is to leave. Nothing to do where a table of that name is detached already; with state absent
+        that is archived, and dropped when its grace has passed."""
+        name, absent = self.options["partition"], self.options["state"] == "absent"
         facts = Facts(
             table=table,
             current=0 if request.strategy != "range" else current_position(self.work, request, table),
@@ -244,12 +247,27 @@ class _Windows:
         )
         left = planner.unfinished(facts)
         child = planner.named(table, name)
-        if child is None and any(name in (one.table.name, one.table.full_name) for one in facts.detached):
-            return Plan((), tuple(left)), []
-        check = planner.check_detach(request, table, facts.current, name)
-        if child is None or check.status != "ok" or child.pending:
-            return Plan((), tuple(left)), [check]
-        return Plan((), (*left, *detach(facts, child)), detached=(child,)), [check]
+        own = tuple(one for one in facts.detached if name in (one.table.name, one.table.full_name))
+        checks = [self._check_archive(absent)]
+        if child is None and absent and (own or self._is_nothing(name)):
+            limit = self.options["max_drop"]
+            work, dropped = due(
+                replace(facts, detached=own), archive=True, drop=True, grace=request.grace, max_drop=limit
+            )
+            return Plan((), (*left, *work), dropped=tuple(dropped)), checks
+        if child is None and own:
+            return Plan((), tuple(left)), checks
+        checks.append(planner.check_detach(request, table, facts.current, name))
+        if child is None or checks[-1].status != "ok" or child.pending:
+            return Plan((), tuple(left)), checks
+        archived = [archive_of(child)] if absent else []
+        return Plan((), (*left, *detach(facts, child), *archived), detached=(child,)), checks
+
+    def _is_nothing(self, name: str) -> bool:
+        """A table of that name that we did not detach is not ours to let go, and may be a misspelt one."""
+        schema = self.options["schema"]
+        bare = name.removeprefix(f"{schema}.")
+        return self.session.value("SELECT to_regclass(%s)", [qualified(schema, bare)]) is None
 
     def _check_clock(self) -> Check:
         """What is made and what is given up is counted from the server's time: a wrong one must not pass for now."""

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -182,3 +183,34 @@ def test_types_whose_text_depends_on_the_session(database: Database, tmp_path: P
     assert partitions.done()["dropped"] == ["public.ev_old"]
     with pytest.raises(psycopg2.Error, match="does not exist"):
         database.sql("SELECT 1 FROM ev_old")
+
+
+def test_one_is_absent_after_two_runs(old: Partitions, archive: Path) -> None:
+    """Detached and archived; when the grace has passed, dropped. The other one is left alone."""
+    database = old.database
+    words: dict[str, Any] = {"state": "absent", "partition": "ev_past", "retention": None, "retention_action": "keep"}
+    old.refused("partition", **{**words, "partition": "ev"})
+    old.refused("archive", **words, archive_dir=str(archive / "nothing"))
+    assert "archive_dir" in old.run(**words, archive_dir=None)["msg"]
+    before = database.sql(CATALOG)
+    assert old.done(**words, check=True)["detached"] == ["public.ev_past"]
+    assert (database.sql(CATALOG), list(archive.iterdir())) == (before, [])
+
+    assert old.done(**words)["detached"] == ["public.ev_past"]
+    assert not old.done(**words)["changed"], "not before the grace has passed"
+    assert len(list(archive.glob("*/*.gz"))) == 1
+    grow_old(database)
+    assert old.done(**words)["dropped"] == ["public.ev_past"]
+    assert tables(database) == {"ev_older"}
+    assert not old.done(**words)["changed"]
+
+
+def test_one_that_was_detached_already_is_archived_and_dropped(old: Partitions) -> None:
+    database = old.database
+    words: dict[str, Any] = {"partition": "public.ev_past", "retention": None, "retention_action": "keep"}
+    old.done(state="detached", **words)
+    grow_old(database)
+    assert not old.done(state="detached", **words)["changed"]
+    old.done(state="absent", **words)
+    assert tables(database) == {"ev_past", "ev_older"}, "what a run archives, a later one drops"
+    assert old.done(state="absent", **words)["dropped"] == ["public.ev_past"]
