@@ -294,6 +294,27 @@ def test_the_losing_case_is_refused(stage: PatroniScene) -> None:
     assert not pooled_errors(stage, began)
 
 
+def test_a_member_is_not_rejoined_behind_its_back(stage: PatroniScene) -> None:
+    """A standby that has lost its way while its Patroni stands still is Patroni's to bring back."""
+    old, candidate = stage.names()
+    sibling = next(node for node in stage.cluster.nodes if node.name not in (old, candidate))
+    agent = stage.cluster.pid(sibling.name)
+    arguments = stage.cluster.module_arguments(sibling.name, sibling.name)
+    for word in ("mode", "candidate", "poolers"):
+        arguments.pop(word)
+    words = {**arguments, "node": sibling.name, "state": "following", "primary": old}
+    with faults.frozen([agent]):
+        sibling.sql("ALTER SYSTEM SET primary_conninfo = ''")
+        sibling.sql("SELECT pg_reload_conf()")
+        wait_for(lambda: not sibling.sql("SELECT FROM pg_stat_wal_receiver"), seconds=10, what="no walreceiver")
+        result = run_module("pg_member", words)
+        sibling.sql("ALTER SYSTEM RESET primary_conninfo")
+        sibling.sql("SELECT pg_reload_conf()")
+    assert (result.get("state"), result["changed"]) == ("refused", False), result
+    assert "Patroni is in charge" in result["found"], result["found"]
+    assert "patronictl reinit" in result["remedy"]
+
+
 @pytest.mark.long  # a race decides whether anything is lost: on a busy machine the freeze may come too late
 def test_a_loss_behind_the_proof_is_found_out(stage: PatroniScene) -> None:
     """The walreceiver freezes when Patroni has been asked already, and direct clients go on writing."""
