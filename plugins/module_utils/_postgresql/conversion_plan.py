@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from .._core.operation import Check
 from .locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, Lock, Statement
@@ -59,16 +59,21 @@ class Wish:
 
 def weak_keys(belongings: Belongings, column: str) -> list[UniqueKey]:
     """Those that a table partitioned by ``column`` cannot have as they are."""
-    return [key for key in belongings.keys if column not in key.columns and not ours(key.name)]
-
-
-def ours(name: str) -> bool:
-    """The name of an index that this module has built."""
-    return name.endswith("_dbops")
+    return [key for key in belongings.keys if column not in key.columns]
 
 
 def built_name(key: UniqueKey) -> str:
     return suffixed(key.name, "_dbops")
+
+
+def aside_name(identity: Identity) -> str:
+    """Of the old table's sequence while the new table's gets its value."""
+    return suffixed(identity.sequence_name, "_dbops")
+
+
+def gone_name(table: PartitionedTable) -> str:
+    """Of the partitioned table while it is dropped."""
+    return suffixed(table.name, "_dbops_gone")
 
 
 def kept_name(name: str) -> str:
@@ -161,13 +166,16 @@ def _check_names(belongings: Belongings, wish: Wish) -> Check:
 def prepared(
     belongings: Belongings, wanted: Iterable[tuple[str, tuple[str, ...]]], *, cut: int | None, validated: bool
 ) -> Prepared:
-    """``wanted``: the indexes to be built, each with its columns. One of that name with others is broken, too."""
+    """``wanted``: the indexes to be built, each with its columns. One of that name with others is not ours."""
     valid = {key.name: key.columns for key in belongings.keys}
-    names = dict(wanted)
-    broken = [name for name in belongings.invalid_indexes if name in names]
-    broken += [name for name, columns in names.items() if valid.get(name, columns) != columns]
-    built = [name for name, columns in names.items() if valid.get(name) == columns]
+    built = [name for name, columns in wanted if valid.get(name) == columns]
+    broken = [name for name, _columns in wanted if name in belongings.invalid_indexes]
     return Prepared(cut, validated, tuple(built), tuple(broken))
+
+
+def without(belongings: Belongings, built: Prepared) -> Belongings:
+    """As the table is without what a run before has built."""
+    return replace(belongings, keys=tuple(key for key in belongings.keys if key.name not in built.built))
 
 
 def widened(belongings: Belongings, column: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -198,13 +206,13 @@ def check_cut(wish: Wish, current: int, greatest: int | None, *, nulls: bool) ->
     ]
 
 
-def check_names_free(legacy: str, taken: Iterable[str]) -> Check:
+def check_names_free(taken: Iterable[str]) -> Check:
     found = sorted(taken)
     return Check(
         "free",
         "failed" if found else "ok",
         f"names that something else has: {', '.join(found) or 'none'}",
-        f"{legacy} and the names of the indexes are free",
+        "every name that is needed is free",
         "rename what has them, or give another legacy_name",
     )
 
@@ -213,12 +221,17 @@ def check_names_free(legacy: str, taken: Iterable[str]) -> Check:
 
 
 def names_needed(belongings: Belongings, wish: Wish) -> list[str]:
-    """That nothing else may have."""
+    """That nothing else may have, beside those of the indexes that are built."""
     return [
         wish.legacy,
-        *(kept_name(key.name) for key in belongings.keys if not ours(key.name)),
-        *(kept_name(name) for name, _definition in belongings.indexes),
+        *(kept_name(name) for name in _index_names(belongings)),
+        *(aside_name(one) for one in belongings.identities),
     ]
+
+
+def to_be_built(wanted: Iterable[tuple[str, tuple[str, ...]]], found: Prepared) -> list[str]:
+    """Names of indexes that are not there yet."""
+    return [name for name, _columns in wanted if name not in (*found.built, *found.broken)]
 
 
 def convert(table: PartitionedTable, belongings: Belongings, wish: Wish, found: Prepared) -> list[Transaction]:
@@ -279,7 +292,7 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
         name = kept_name(key.name)
         if key in weak:
             sql += _replaced(legacy, table.schema, key.name, key, name)
-        elif not ours(key.name):
+        else:
             sql.append(f"ALTER INDEX {qualified(table.schema, key.name)} RENAME TO {identifier(name)}")
     sql += [
         f"ALTER INDEX {qualified(table.schema, name)} RENAME TO {identifier(kept_name(name))}"
@@ -298,7 +311,7 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
             sql.append(_add(table.sql, key, f"{_KINDS[key.kind]} ({_quoted(columns)})"))
         elif key in weak:
             sql.append(f"CREATE UNIQUE INDEX {identifier(key.name)} ON {table.sql} ({_quoted(columns)})")
-        elif not ours(key.name):
+        else:
             sql.append(
                 _add(table.sql, key, key.definition) if key.kind else _index(table.sql, key.name, key.definition)
             )
@@ -373,8 +386,7 @@ def revert(table: PartitionedTable, belongings: Belongings, legacy: Legacy, foun
 def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -> Transaction:
     """What else the plain table still has of its own is older than what the partitioned one has now, and goes first."""
     one = legacy.partition
-    gone_name = suffixed(table.name, "_dbops_gone")
-    gone = qualified(table.schema, gone_name)
+    gone = qualified(table.schema, gone_name(table))
     others = [child for child in table.partitions if child.oid != one.oid]
     names = [table.full_name, one.full_name, *(child.full_name for child in others)]
     locks = tuple(Lock(name, ACCESS_EXCLUSIVE) for name in names)
@@ -386,7 +398,7 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         f"ALTER TABLE {table.sql} DETACH PARTITION {one.sql}",
         *_taken((made for made in legacy.belongings.made if made.what == "policy"), one.sql),
         *_taken((made for made in belongings.made if made.what == "publication"), table.sql),
-        f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name)}",
+        f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name(table))}",
         f"ALTER TABLE {one.sql} RENAME TO {identifier(table.name)}",
         *_identities(belongings.identities, old=gone, new=table.sql, schema=table.schema),
         *_sequences(belongings, table.sql),
@@ -480,7 +492,7 @@ def _identities(identities: Iterable[Identity], *, old: str, new: str, schema: s
     """A table that becomes a partition may have none of its own (17), and the new one goes on where it stood."""
     sql = []
     for one in identities:
-        aside = suffixed(one.sequence_name, "_dbops")
+        aside = aside_name(one)
         sql += [
             f"ALTER SEQUENCE {one.sequence} RENAME TO {identifier(aside)}",
             f"ALTER TABLE {new} ALTER COLUMN {identifier(one.column)} ADD GENERATED"

@@ -137,10 +137,13 @@ class _Conversion:
         current = request.key.at(read_clock(self.session)) if request.key.is_time else greatest or 0
         cut, validated = self._left(table)
         wish = planner.Wish(request, legacy, self._cut(request, current, greatest, cut), tuple(self.options["weaken"]))
-        found = planner.prepared(belongings, planner.widened(belongings, wish.column), cut=cut, validated=validated)
+        wanted = planner.widened(belongings, wish.column)
+        found = planner.prepared(belongings, wanted, cut=cut, validated=validated)
+        belongings = planner.without(belongings, found)
+        needed = planner.names_needed(belongings, wish) + planner.to_be_built(wanted, found)
         checks = planner.check_plain(table, belongings, wish)
         checks += planner.check_cut(wish, current, greatest, nulls=nulls)
-        checks.append(planner.check_names_free(legacy, self._taken(table, planner.names_needed(belongings, wish))))
+        checks.append(planner.check_names_free(self._taken(table, needed)))
         weak = planner.weak_keys(belongings, wish.column)
         more = {
             "cut": request.key.text(wish.cut),
@@ -155,15 +158,14 @@ class _Conversion:
         refuse_unless_good([owner, partman])
         one = self._legacy(table)
         belongings = read_belongings(self.session, table.oid)
-        found = planner.prepared(
-            one.belongings,
-            [(planner.built_name(key), key.columns) for key in one.keys],
-            cut=None,
-            validated=False,
-        )
+        wanted = [(planner.built_name(key), key.columns) for key in one.keys]
+        found = planner.prepared(one.belongings, wanted, cut=None, validated=False)
+        needed = [planner.gone_name(table), *planner.to_be_built(wanted, found)]
+        needed += [planner.aside_name(each) for each in belongings.identities]
         others = [child for child in table.partitions if child.oid != one.partition.oid]
         inhabited = [child.full_name for child in others if self._has_rows(child.sql)]
         checks = planner.check_way_back(table, inhabited, belongings)
+        checks.append(planner.check_names_free(self._taken(table, needed)))
         more = {
             "legacy": one.partition.full_name,
             "weakened": [],
@@ -251,7 +253,7 @@ def _carried(belongings: Belongings) -> list[str]:
     names += [f"identity {one.column}: {one.sequence}" for one in belongings.identities]
     names += [f"sequence {sequence} of {column}" for sequence, column in belongings.sequences]
     names += [f"index {name}: {definition}" for name, definition in belongings.indexes]
-    names += [f"key {key.name}" for key in belongings.keys if not planner.ours(key.name)]
+    names += [f"key {key.name}" for key in belongings.keys]
     return sorted(names)
 
 

@@ -238,8 +238,16 @@ def test_a_cut_that_a_killed_run_has_set_is_kept_while_it_is_far_enough(journal:
 
 
 def test_an_index_of_a_killed_build_is_built_again(journal: Conversion) -> None:
-    """One that has other columns, too: the swap would build another one under its lock."""
-    journal.database.sql("CREATE UNIQUE INDEX journal_pkey_dbops ON journal (at, id)")
+    """What is there with other columns is not ours."""
+    database = journal.database
+    database.sql("CREATE UNIQUE INDEX journal_pkey_dbops ON journal (at, id)")
+    journal.refused("[free] names that something else has: journal_pkey_dbops")
+    database.sql("DROP INDEX journal_pkey_dbops")
+    database.sql("CREATE UNIQUE INDEX journal_pkey_dbops ON journal (id, at)")
+    node = database.cluster.primary()
+    node.sql(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'journal_pkey_dbops'::regclass", dbname=database.name
+    )
     result = journal.done()
     assert any("DROP INDEX CONCURRENTLY" in statement for statement in result["statements"])
 
