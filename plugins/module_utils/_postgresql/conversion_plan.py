@@ -339,18 +339,20 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
 
 @dataclass(frozen=True)
 class Legacy:
-    """The partition that was the plain table. ``keys``: as they were; ``belongings``: its own now."""
+    """The partition that was the plain table. ``keys``: as they were; ``belongings``: its own now; ``indexes``: the
+    names of its indexes, each with that of the partitioned table's that it is a part of."""
 
     partition: Partition
     keys: tuple[UniqueKey, ...]
     belongings: Belongings
+    indexes: tuple[tuple[str, str], ...]
 
 
-def legacy_of(partition: Partition, belongings: Belongings) -> Legacy:
+def legacy_of(partition: Partition, belongings: Belongings, indexes: Iterable[tuple[str, str]]) -> Legacy:
     """Its comment is the mark."""
     noted = json.loads(belongings.comment[len(MARK) :])
     keys = tuple(UniqueKey(**{**key, "columns": tuple(key["columns"])}) for key in noted["keys"])
-    return Legacy(partition, keys, belongings)
+    return Legacy(partition, keys, belongings, tuple(indexes))
 
 
 def check_way_back(table: PartitionedTable, inhabited: Sequence[str], belongings: Belongings) -> list[Check]:
@@ -404,17 +406,12 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         *_sequences(belongings, table.sql),
     ]
     last: list[str] = []
-    weak = {kept_name(key.name): key for key in legacy.keys}
-    for own in legacy.belongings.keys:
-        if own.name in weak:
-            key = weak[own.name]
-            last += _replaced(table.sql, table.schema, own.name, key, key.name)
-    plain_names = {kept_name(name): name for name in _index_names(belongings)}
-    last += [
-        f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(plain_names[own])}"
-        for own in _index_names(legacy.belongings)
-        if own in plain_names and own not in weak
-    ]
+    weak = {key.name: key for key in legacy.keys}
+    for own, name in legacy.indexes:
+        if name in weak:
+            last += _replaced(table.sql, table.schema, own, weak[name], name)
+        else:
+            last.append(f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(name)}")
     last += [made.make for made in (*belongings.made, *belongings.triggers)]
     if not any(made.what == "comment" for made in belongings.made):
         last.append(f"COMMENT ON TABLE {table.sql} IS NULL")

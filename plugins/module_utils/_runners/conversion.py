@@ -15,6 +15,7 @@ from .._core.errors import DbopsError
 from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
 from .._postgresql import conversion_plan as planner
 from .._postgresql.ddl import brief
+from .._postgresql.index_catalog import read_indexes
 from .._postgresql.partition_catalog import BOUND, PartitionedTable, read_clock
 from .._postgresql.partition_keys import windows
 from .._postgresql.partition_plan import check_table
@@ -177,7 +178,10 @@ class _Conversion:
         for child in table.partitions:
             belongings = read_belongings(self.session, child.oid)
             if belongings.comment.startswith(planner.MARK):
-                return planner.legacy_of(child, belongings)
+                wholes = {index.oid: index.name for index in read_indexes(self.session, table.oid)}
+                own = read_indexes(self.session, child.oid)
+                indexes = [(index.name, wholes[index.parent]) for index in own if index.parent in wholes]
+                return planner.legacy_of(child, belongings, indexes)
         raise DbopsError(
             found=f"no partition of {table.full_name} was a plain table that this module converted",
             expected="the partition whose comment says so",

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .._core.clock import Clock
+from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
 from .._core.journal import Journal, make_state_directory, params_hash
 from .._core.operation import PlannedStep, Runner, Step
@@ -24,6 +24,7 @@ from .._postgresql.locks import Statement, strongest
 from .members import endpoint
 
 LOGIN_SECONDS = 10.0
+LEASE_SECONDS = 2.0
 CALL_SECONDS = 60.0  # for reads of the catalog and brief DDL; what takes long has a limit of its own
 
 _SESSION = """
@@ -101,14 +102,20 @@ class TableWork:
 
     def take_lease(self, table: str) -> None:
         """One run on a table at a time. The lock is held by a session that does nothing else: a session that waited for
-        it, or held it in a transaction, would keep concurrent index builds waiting."""
+        it, or held it in a transaction, would keep concurrent index builds waiting. It is tried for a moment, because
+        the server may not have noticed yet that the session of the run before is closed."""
         key = lease_key(f"{self.endpoint.dbname}.{table}")
         self._lease = self.connect()
-        if self._lease.value(TAKE, key):
-            return
-        holders = self._lease.rows(HOLDERS, key)
+        deadline = Deadline.after(self.clock, LEASE_SECONDS)
+        while not self._lease.value(TAKE, key):
+            if deadline.passed():
+                raise self._taken(table, self._lease.rows(HOLDERS, key))
+            self.clock.sleep(0.05)
+
+    @staticmethod
+    def _taken(table: str, holders: list[dict[str, Any]]) -> DbopsError:
         who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holders)
-        raise DbopsError(
+        return DbopsError(
             found=f"another run works on {table}: {who or 'unknown'}",
             expected="one run on a table at a time",
             remedy="wait for that run to end (a cancelled AWX job leaves its module running), then run again",

@@ -82,6 +82,28 @@ def test_nothing_is_different_afterwards(journal: Conversion) -> None:
     assert journal.database.value("SELECT last_value FROM journal_id_seq") == last
 
 
+def test_what_was_made_meanwhile_goes_back_too(journal: Conversion) -> None:
+    database = journal.database
+    journal.done()
+    for statement in (
+        "CREATE INDEX journal_new ON journal (amount)",
+        "ALTER TABLE journal ADD extra int DEFAULT 7",
+        "ALTER TABLE journal ADD CONSTRAINT journal_extra CHECK (extra > 0)",
+        "CREATE TRIGGER later AFTER DELETE ON journal FOR EACH STATEMENT EXECUTE FUNCTION tell()",
+        "GRANT DELETE ON journal TO replicator",
+        "COMMENT ON TABLE journal IS 'what happened since'",
+        "DROP INDEX journal_kind",
+    ):
+        database.sql(statement)
+    journal.done(state="plain")
+    indexes = {row[0] for row in database.sql("SELECT indexname FROM pg_indexes WHERE tablename = 'journal'")}
+    assert indexes == {"journal_pkey", "journal_once", "journal_lower", "journal_new"}
+    assert database.value("SELECT obj_description('journal'::regclass)") == "what happened since"
+    assert database.value("SELECT has_table_privilege('replicator', 'journal', 'DELETE')")
+    assert database.value("SELECT count(*) FROM pg_constraint WHERE conname = 'journal_extra'") == 1
+    assert database.value("SELECT count(*) FROM pg_trigger WHERE tgname = 'later'") == 1
+
+
 def test_what_goes_with_the_name(journal: Conversion) -> None:
     """Asked of the server, by what it does."""
     database = journal.database

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.operation import Check
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.conversion_plan import (
-    Legacy,
     Prepared,
     Wish,
     check_cut,
@@ -126,10 +125,9 @@ def test_the_way_back_knows_what_the_keys_were() -> None:
     cut_over = convert(TABLE, ITS, WISH, Prepared())[-1].statements[-1].sql
     comment = cut_over[cut_over.index("dbops plain: ") : -1]
     one = Partition(2, "public", "t_legacy", "r", "FOR VALUES …", False, 0, 0)
-    legacy = legacy_of(one, replace(ITS, comment=comment))
+    legacy = legacy_of(one, replace(ITS, comment=comment), [("t_pkey_legacy", "t_pkey"), ("t_note_legacy", "t_note")])
     assert legacy.keys == (PRIMARY,)
-    own = replace(ITS, keys=(replace(PRIMARY, name="t_pkey_legacy"),), indexes=(("t_note_legacy", "btree (note)"),))
-    steps = revert(replace(TABLE, partitions=(one,)), ITS, Legacy(one, legacy.keys, own), Prepared())
+    steps = revert(replace(TABLE, partitions=(one,)), ITS, legacy, Prepared())
     assert [step.name for step in steps] == ["build t_pkey_dbops", "cut back t"]
     assert '("id")' in steps[0].statements[0].sql
     last = " ".join(statement.sql for statement in steps[-1].statements)
