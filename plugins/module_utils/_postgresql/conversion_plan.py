@@ -27,7 +27,7 @@ from .table_belongings import Belongings, Identity, Made, UniqueKey
 MARK = "dbops plain: "
 """Begins the comment of the partition that was the plain table; what the way back needs follows as JSON."""
 CUT = "dbops cut: "
-"""Begins the comment of the constraint dbops_bound on the plain table."""
+"""Begins the comment of the constraint dbops_bound on the plain table; the cut and the column follow."""
 _KINDS = {"p": "PRIMARY KEY", "u": "UNIQUE"}
 
 
@@ -59,12 +59,17 @@ class Wish:
 
 def weak_keys(belongings: Belongings, column: str) -> list[UniqueKey]:
     """Those that a table partitioned by ``column`` cannot have as they are."""
-    return [key for key in belongings.keys if column not in key.columns and not ours(key.name)]
+    return [key for key in own_keys(belongings) if column not in key.columns]
 
 
-def ours(name: str) -> bool:
-    """The name of an index that this module has built."""
-    return name.endswith("_dbops")
+def own_keys(belongings: Belongings) -> list[UniqueKey]:
+    """All but the indexes that a run before has built for one of them."""
+    built = {built_name(key) for key in belongings.keys}
+    return [key for key in belongings.keys if key.kind or key.name not in built]
+
+
+def cut_comment(cut: int, column: str) -> str:
+    return f"{CUT}{cut} of {column}"
 
 
 def built_name(key: UniqueKey) -> str:
@@ -139,7 +144,7 @@ def _check_keys(table: PartitionedTable, belongings: Belongings, wish: Wish) -> 
             "weakened",
             "failed" if strange else "ok",
             f"keys that cannot simply get one column more: {', '.join(strange) or 'none'}",
-            "unique keys of plain columns, not partial, not deferrable, without INCLUDE",
+            "unique keys of plain columns in their usual order, not partial, not deferrable, without INCLUDE",
             "replace them by plain ones before",
         ),
     ]
@@ -204,8 +209,8 @@ def check_names_free(legacy: str, taken: Iterable[str]) -> Check:
         "free",
         "failed" if found else "ok",
         f"names that something else has: {', '.join(found) or 'none'}",
-        f"{legacy} and the names of the indexes are free",
-        "rename what has them, or give another legacy_name",
+        f"{legacy} and the names of indexes and partitions are free",
+        "rename what has them, or give another legacy_name or name_template",
     )
 
 
@@ -216,9 +221,28 @@ def names_needed(belongings: Belongings, wish: Wish) -> list[str]:
     """That nothing else may have."""
     return [
         wish.legacy,
-        *(kept_name(key.name) for key in belongings.keys if not ours(key.name)),
+        *(kept_name(key.name) for key in own_keys(belongings)),
         *(kept_name(name) for name, _definition in belongings.indexes),
+        *(aside(one) for one in belongings.identities),
     ]
+
+
+def names_needed_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -> list[str]:
+    built = [name for name in map(built_name, legacy.keys) if name not in index_names(legacy.belongings)]
+    return [gone_name(table), *built, *(aside(one) for one in belongings.identities)]
+
+
+def index_names(belongings: Belongings) -> list[str]:
+    return [*(key.name for key in belongings.keys), *belongings.invalid_indexes]
+
+
+def gone_name(table: PartitionedTable) -> str:
+    return suffixed(table.name, "_dbops_gone")
+
+
+def aside(identity: Identity) -> str:
+    """The name of its sequence while the one that follows it is made."""
+    return suffixed(identity.sequence_name, "_dbops")
 
 
 def convert(table: PartitionedTable, belongings: Belongings, wish: Wish, found: Prepared) -> list[Transaction]:
@@ -236,7 +260,9 @@ def convert(table: PartitionedTable, belongings: Belongings, wish: Wish, found: 
                 (
                     drop,
                     Statement(f"ALTER TABLE {table.sql} ADD CONSTRAINT {BOUND} CHECK ({item.belongs}) NOT VALID"),
-                    Statement(f"COMMENT ON CONSTRAINT {BOUND} ON {table.sql} IS {literal(CUT + str(wish.cut))}"),
+                    Statement(
+                        f"COMMENT ON CONSTRAINT {BOUND} ON {table.sql} IS {literal(cut_comment(wish.cut, wish.column))}"
+                    ),
                 ),
                 undo=(drop,),
             )
@@ -275,11 +301,11 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
         *_taken((made for made in belongings.made if made.what in ("policy", "publication")), table.sql),
         f"ALTER TABLE {table.sql} RENAME TO {identifier(wish.legacy)}",
     ]
-    for key in belongings.keys:
+    for key in own_keys(belongings):
         name = kept_name(key.name)
         if key in weak:
             sql += _replaced(legacy, table.schema, key.name, key, name)
-        elif not ours(key.name):
+        else:
             sql.append(f"ALTER INDEX {qualified(table.schema, key.name)} RENAME TO {identifier(name)}")
     sql += [
         f"ALTER INDEX {qualified(table.schema, name)} RENAME TO {identifier(kept_name(name))}"
@@ -292,13 +318,13 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
         sql.append(f"ALTER TABLE {table.sql} OWNER TO {identifier(table.owner)}")
     sql += _identities(belongings.identities, old=legacy, new=table.sql, schema=table.schema)
     sql += _sequences(belongings, table.sql)
-    for key in belongings.keys:
+    for key in own_keys(belongings):
         columns = (*key.columns, wish.column)
         if key in weak and key.kind:
             sql.append(_add(table.sql, key, f"{_KINDS[key.kind]} ({_quoted(columns)})"))
         elif key in weak:
             sql.append(f"CREATE UNIQUE INDEX {identifier(key.name)} ON {table.sql} ({_quoted(columns)})")
-        elif not ours(key.name):
+        else:
             sql.append(
                 _add(table.sql, key, key.definition) if key.kind else _index(table.sql, key.name, key.definition)
             )
@@ -365,7 +391,8 @@ def revert(table: PartitionedTable, belongings: Belongings, legacy: Legacy, foun
     one = legacy.partition
     shared = Lock(one.full_name, SHARE_UPDATE_EXCLUSIVE, one.bytes)
     work = []
-    for key in legacy.keys:
+    there = {key.name for key in legacy.belongings.keys}
+    for key in (key for key in legacy.keys if kept_name(key.name) in there):  # the others were dropped meanwhile
         work += _build(one, built_name(key), key.columns, found, shared)
     return [*work, _cut_back(table, belongings, legacy)]
 
@@ -373,8 +400,7 @@ def revert(table: PartitionedTable, belongings: Belongings, legacy: Legacy, foun
 def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -> Transaction:
     """What else the plain table still has of its own is older than what the partitioned one has now, and goes first."""
     one = legacy.partition
-    gone_name = suffixed(table.name, "_dbops_gone")
-    gone = qualified(table.schema, gone_name)
+    gone = qualified(table.schema, gone_name(table))
     others = [child for child in table.partitions if child.oid != one.oid]
     names = [table.full_name, one.full_name, *(child.full_name for child in others)]
     locks = tuple(Lock(name, ACCESS_EXCLUSIVE) for name in names)
@@ -384,9 +410,10 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
     sql = [
         f"DO {literal(guard)}",
         f"ALTER TABLE {table.sql} DETACH PARTITION {one.sql}",
-        *_taken((made for made in legacy.belongings.made if made.what == "policy"), one.sql),
+        f"ALTER TABLE {one.sql} OWNER TO {identifier(table.owner)}",
+        *dict.fromkeys(_taken((made for made in legacy.belongings.made if made.what != "publication"), one.sql)),
         *_taken((made for made in belongings.made if made.what == "publication"), table.sql),
-        f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name)}",
+        f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name(table))}",
         f"ALTER TABLE {one.sql} RENAME TO {identifier(table.name)}",
         *_identities(belongings.identities, old=gone, new=table.sql, schema=table.schema),
         *_sequences(belongings, table.sql),
@@ -397,11 +424,10 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         if own.name in weak:
             key = weak[own.name]
             last += _replaced(table.sql, table.schema, own.name, key, key.name)
-    plain_names = {kept_name(name): name for name in _index_names(belongings)}
     last += [
-        f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(plain_names[own])}"
-        for own in _index_names(legacy.belongings)
-        if own in plain_names and own not in weak
+        f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(name)}"
+        for own, name in legacy.belongings.index_parents
+        if own not in weak
     ]
     last += [made.make for made in (*belongings.made, *belongings.triggers)]
     if not any(made.what == "comment" for made in belongings.made):
@@ -422,10 +448,6 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
 
 
 # ----------------------------------------------------------------------------------------------------------------- both
-
-
-def _index_names(belongings: Belongings) -> list[str]:
-    return [*(key.name for key in belongings.keys), *(name for name, _definition in belongings.indexes)]
 
 
 def _referenced(table: PartitionedTable) -> tuple[Lock, ...]:
@@ -480,12 +502,11 @@ def _identities(identities: Iterable[Identity], *, old: str, new: str, schema: s
     """A table that becomes a partition may have none of its own (17), and the new one goes on where it stood."""
     sql = []
     for one in identities:
-        aside = suffixed(one.sequence_name, "_dbops")
         sql += [
-            f"ALTER SEQUENCE {one.sequence} RENAME TO {identifier(aside)}",
+            f"ALTER SEQUENCE {one.sequence} RENAME TO {identifier(aside(one))}",
             f"ALTER TABLE {new} ALTER COLUMN {identifier(one.column)} ADD GENERATED"
             f" {'ALWAYS' if one.always else 'BY DEFAULT'} AS IDENTITY (SEQUENCE NAME {one.sequence} {one.options})",
-            f"SELECT setval({literal(one.sequence)}, last_value, is_called) FROM {qualified(schema, aside)}",  # noqa: S608
+            f"SELECT setval({literal(one.sequence)}, last_value, is_called) FROM {qualified(schema, aside(one))}",  # noqa: S608
             f"ALTER TABLE {old} ALTER COLUMN {identifier(one.column)} DROP IDENTITY",
             *one.granted,
         ]

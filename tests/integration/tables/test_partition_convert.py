@@ -114,6 +114,36 @@ def test_what_goes_with_the_name(journal: Conversion) -> None:
 REFUSED = {
     "a materialized view": ("CREATE MATERIALIZED VIEW sums AS SELECT sum(amount) FROM journal", "materialized view"),
     "a rule": ("CREATE RULE quiet AS ON DELETE TO journal DO ALSO NOTHING", "rule quiet"),
+    "a rule of a view that writes into it": (
+        """CREATE VIEW door AS SELECT id, note FROM journal;
+           CREATE RULE through AS ON INSERT TO door DO INSTEAD INSERT INTO journal (note) VALUES (NEW.note)""",
+        "rule through on view public.door",
+    ),
+    "a default by its identity": (
+        "CREATE TABLE other (id bigint DEFAULT nextval('journal_id_seq'))",
+        "table public.other (through the sequence of an identity)",
+    ),
+    "a key that is called as ours are": (
+        "ALTER TABLE journal ADD CONSTRAINT serial_dbops UNIQUE (serial)",
+        "unique without at: journal_pkey (id), serial_dbops (serial)",
+    ),
+    "a constraint that is called as ours is": (
+        "ALTER TABLE journal ADD CONSTRAINT dbops_bound CHECK (kind < 100)",
+        "a constraint dbops_bound that this module did not make",
+    ),
+    "a partition's name that is taken": (
+        """DO $$BEGIN EXECUTE format('CREATE TABLE journal_p%s ()',
+             to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '2 months', 'YYYYMMDD')); END$$""",
+        "[free] names that something else has: journal_p",
+    ),
+    "a type's name that is taken": ("CREATE TYPE journal_legacy AS ENUM ()", "something else has: journal_legacy"),
+    "a build's name that is taken": ("CREATE TABLE journal_pkey_dbops ()", "something else has: journal_pkey_dbops"),
+    "row security that holds for us": ("ALTER TABLE journal FORCE ROW LEVEL SECURITY", "holds for its owner, too"),
+    "a row at the end of time": (
+        "INSERT INTO journal (at) VALUES ('infinity')",
+        "the greatest value of at is infinity",
+    ),
+    "a row of the year 20000": ("INSERT INTO journal (at) VALUES ('20000-01-01')", "value of at is 20000-01-01"),
     "a function of its rows": (
         "CREATE FUNCTION f(journal) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "function public.f(public.journal)",
@@ -175,6 +205,102 @@ def test_what_would_not_go_with_it_is_refused_by_name(journal: Conversion, name:
     journal.refused(says)
 
 
+def test_a_key_with_an_order_of_its_own_is_refused(journal: Conversion) -> None:
+    """It would be built without that, and come back without it."""
+    journal.database.sql('CREATE UNIQUE INDEX ordered ON journal (note COLLATE "C" DESC)')
+    journal.refused("cannot simply get one column more: ordered", weaken=["journal_pkey", "ordered"])
+
+
+RIGHTS = {
+    "create": ("ALTER SCHEMA public OWNER TO postgres", "the user may not create in schema public"),
+    "execute": (
+        """CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+           REVOKE ALL ON FUNCTION audit FROM PUBLIC;
+           CREATE TRIGGER audit BEFORE INSERT ON journal FOR EACH ROW EXECUTE FUNCTION audit()""",
+        "the user may not execute function public.audit() of trigger audit",
+    ),
+    "references": ("ALTER TABLE kind OWNER TO postgres", "the user may not make a foreign key to public.kind"),
+    "view": (
+        "CREATE SCHEMA hers; CREATE VIEW hers.it AS SELECT id FROM journal; ",
+        "the user may not act as the owner of view hers.it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+@pytest.mark.parametrize("check", [False, True])
+def test_rights_are_missed_beforehand(journal: Conversion, name: str, check: bool) -> None:
+    statement, says = RIGHTS[name]
+    if name == "create":
+        journal.database.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", user=users.SUPERUSER)
+    journal.database.sql(statement, user=users.SUPERUSER)
+    journal.refused(says, check=check)
+
+
+def test_numbers_are_compared_as_numbers(journal: Conversion) -> None:
+    """As text 9999 would be the greatest, and the cut before rows that are there."""
+    journal.database.sql(
+        "CREATE TABLE numbers (id int PRIMARY KEY); INSERT INTO numbers SELECT generate_series(1, 12000)"
+    )
+    words = {"table": "numbers", "key": "id", "key_type": "integer", "interval": "1000", "weaken": []}
+    assert journal.done(**words)["cut"] == "14000"
+
+
+def test_a_cut_that_a_killed_run_has_set_by_another_column_is_none(journal: Conversion) -> None:
+    """Its constraint would prove nothing, and the swap read the table under its lock."""
+    journal.database.sql(
+        """ALTER TABLE journal ADD made timestamptz NOT NULL DEFAULT now();
+           ALTER TABLE journal DROP CONSTRAINT journal_once; DROP INDEX journal_lower"""
+    )
+    assert journal.run(failpoint="build journal_pkey_dbops:before") == {}
+    assert 'CHECK ("made" IS NOT NULL' in journal.done(key="made")["statements"][1]
+
+
+def test_the_way_back_takes_what_it_has_by_then(journal: Conversion) -> None:
+    """And what was taken from it does not come back."""
+    database = journal.database
+    journal.done()
+    database.sql(
+        """REVOKE ALL ON journal FROM replicator;
+           GRANT SELECT (note) ON journal TO replicator;
+           DROP POLICY sees ON journal;
+           ALTER TABLE journal DISABLE ROW LEVEL SECURITY;
+           ALTER TABLE journal REPLICA IDENTITY DEFAULT;
+           ALTER TABLE journal ALTER note SET STATISTICS 7, ALTER kind RESET (n_distinct);
+           ALTER TABLE journal ADD extra int DEFAULT 3, ADD CONSTRAINT few CHECK (extra < 10);
+           CREATE INDEX journal_extra ON journal (extra);
+           ALTER TABLE journal ADD CONSTRAINT journal_twice UNIQUE (extra, id, at);
+           COMMENT ON COLUMN journal.note IS NULL;
+           COMMENT ON COLUMN journal.extra IS 'new';
+           COMMENT ON CONSTRAINT few ON journal IS 'not many'"""
+    )
+    database.sql(f"ALTER TABLE journal OWNER TO {users.OPERATOR}", user=users.SUPERUSER)
+    journal.done(state="plain")
+    assert database.sql(
+        """SELECT pg_get_userbyid(relowner)::text, relrowsecurity, relreplident::text,
+                  has_table_privilege('replicator', oid, 'INSERT'),
+                  has_column_privilege('replicator', oid, 'note', 'SELECT'),
+                  col_description(oid, 6), col_description(oid, 8), to_regclass('journal_extra') IS NOT NULL,
+                  (SELECT obj_description(c.oid, 'pg_constraint') FROM pg_constraint c WHERE conname = 'few'),
+                  (SELECT conrelid = pg_class.oid FROM pg_constraint WHERE conname = 'journal_twice')
+             FROM pg_class WHERE oid = 'journal'::regclass""",
+        user=users.SUPERUSER,
+    ) == [(users.OPERATOR, False, "d", False, True, None, "new", True, "not many", True)]
+
+
+def test_default_privileges_add_nothing(journal: Conversion) -> None:
+    database = journal.database
+    acl = "SELECT relacl::text FROM pg_class WHERE relname IN ('journal', 'journal_id_seq') ORDER BY relname"
+    before = database.sql(acl)
+    database.sql(
+        f"""ALTER DEFAULT PRIVILEGES FOR ROLE {users.OPERATOR} GRANT DELETE ON TABLES TO replicator, PUBLIC;
+            ALTER DEFAULT PRIVILEGES FOR ROLE {users.APPLICATION} GRANT UPDATE ON SEQUENCES TO PUBLIC""",
+        user=users.SUPERUSER,
+    )
+    journal.done()
+    assert database.sql(acl) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -189,6 +315,8 @@ def test_what_would_not_go_with_it_is_refused_by_name(journal: Conversion, name:
         ({"cut": "2099-01-15"}, "not the border of a window"),
         ({"legacy_name": "x" * 64}, "[names]"),
         ({"legacy_name": "kind"}, "[free]"),
+        ({"premake": -1}, "[numbers]"),
+        ({"name_template": "{table}_" + "x" * 63}, "[name_length]"),
         ({"table": "recent"}, "[plain] public.recent: no ordinary table"),
         ({"table": "nothing"}, "there is no table public.nothing"),
     ],

@@ -128,7 +128,11 @@ def test_the_way_back_knows_what_the_keys_were() -> None:
     one = Partition(2, "public", "t_legacy", "r", "FOR VALUES …", False, 0, 0)
     legacy = legacy_of(one, replace(ITS, comment=comment))
     assert legacy.keys == (PRIMARY,)
-    own = replace(ITS, keys=(replace(PRIMARY, name="t_pkey_legacy"),), indexes=(("t_note_legacy", "btree (note)"),))
+    own = replace(
+        ITS,
+        keys=(replace(PRIMARY, name="t_pkey_legacy"),),
+        index_parents=(("t_pkey_legacy", "t_pkey"), ("t_note_legacy", "t_note")),
+    )
     steps = revert(replace(TABLE, partitions=(one,)), ITS, Legacy(one, legacy.keys, own), Prepared())
     assert [step.name for step in steps] == ["build t_pkey_dbops", "cut back t"]
     assert '("id")' in steps[0].statements[0].sql
