@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from .._core.operation import Check
 from .locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, Lock, Statement
@@ -28,6 +28,9 @@ MARK = "dbops plain: "
 """Begins the comment of the partition that was the plain table; what the way back needs follows as JSON."""
 CUT = "dbops cut: "
 """Begins the comment of the constraint dbops_bound on the plain table; the cut and the column follow."""
+_TAKEN_THERE = ("policy", "publication", "extended statistics")
+"""What the old table must not keep on the way there: its names are wanted, or it would do its work twice."""
+_KEPT_BACK = ("publication", "extended statistics")
 _KINDS = {"p": "PRIMARY KEY", "u": "UNIQUE"}
 
 
@@ -298,7 +301,7 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
     sql = [
         f"LOCK TABLE {table.sql} IN ACCESS EXCLUSIVE MODE",
         *_taken(belongings.triggers, table.sql),
-        *_taken((made for made in belongings.made if made.what in ("policy", "publication")), table.sql),
+        *_taken((made for made in belongings.made if made.what in _TAKEN_THERE), table.sql),
         f"ALTER TABLE {table.sql} RENAME TO {identifier(wish.legacy)}",
     ]
     for key in own_keys(belongings):
@@ -311,7 +314,8 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
         f"ALTER INDEX {qualified(table.schema, name)} RENAME TO {identifier(kept_name(name))}"
         for name, _definition in belongings.indexes
     ]
-    like = f"CREATE TABLE {table.sql} (LIKE {legacy} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
+    without = "EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS"
+    like = f"CREATE TABLE {table.sql} (LIKE {legacy} INCLUDING ALL {without})"
     sql.append(f"{like} PARTITION BY RANGE ({identifier(wish.column)})")
     sql.append(f"ALTER TABLE {table.sql} DROP CONSTRAINT {BOUND}")
     if table.user != table.owner:
@@ -366,9 +370,14 @@ def legacy_of(partition: Partition, belongings: Belongings) -> Legacy:
     return Legacy(partition, keys, belongings)
 
 
-def check_way_back(table: PartitionedTable, inhabited: Sequence[str], belongings: Belongings) -> list[Check]:
+def check_way_back(
+    table: PartitionedTable, inhabited: Sequence[str], belongings: Belongings, legacy: Legacy
+) -> list[Check]:
     """``inhabited``: the other partitions that hold rows."""
     problems = [problem for problem in belongings.problems if not problem.startswith("it is a child")]
+    problems += [problem for problem in legacy.belongings.problems if problem.endswith("refers to it")]
+    if legacy.partition.schema != table.schema:
+        problems.append(f"{legacy.partition.full_name} is in another schema")
     return [
         Check(
             "empty",
@@ -390,10 +399,13 @@ def check_way_back(table: PartitionedTable, inhabited: Sequence[str], belongings
 def revert(table: PartitionedTable, belongings: Belongings, legacy: Legacy, found: Prepared) -> list[Transaction]:
     one = legacy.partition
     shared = Lock(one.full_name, SHARE_UPDATE_EXCLUSIVE, one.bytes)
+    exclusive = Lock(one.full_name, ACCESS_EXCLUSIVE)
     work = []
     there = {key.name for key in legacy.belongings.keys}
     for key in (key for key in legacy.keys if kept_name(key.name) in there):  # the others were dropped meanwhile
-        work += _build(one, built_name(key), key.columns, found, shared)
+        drop = Statement(f"DROP INDEX IF EXISTS {qualified(one.schema, built_name(key))}", (exclusive,))
+        # While it is there rows have less freedom than they were given.
+        work += [replace(step, undo=(drop,)) for step in _build(one, built_name(key), key.columns, found, shared)]
     return [*work, _cut_back(table, belongings, legacy)]
 
 
@@ -411,7 +423,7 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         f"DO {literal(guard)}",
         f"ALTER TABLE {table.sql} DETACH PARTITION {one.sql}",
         f"ALTER TABLE {one.sql} OWNER TO {identifier(table.owner)}",
-        *dict.fromkeys(_taken((made for made in legacy.belongings.made if made.what != "publication"), one.sql)),
+        *dict.fromkeys(_taken((made for made in legacy.belongings.made if made.what not in _KEPT_BACK), one.sql)),
         *_taken((made for made in belongings.made if made.what == "publication"), table.sql),
         f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name(table))}",
         f"ALTER TABLE {one.sql} RENAME TO {identifier(table.name)}",
@@ -429,7 +441,9 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         for own, name in legacy.belongings.index_parents
         if own not in weak
     ]
-    last += [made.make for made in (*belongings.made, *belongings.triggers)]
+    renamed, there = _statistics_back(belongings, legacy)
+    last += renamed
+    last += [made.make for made in (*belongings.made, *belongings.triggers) if made not in there]
     if not any(made.what == "comment" for made in belongings.made):
         last.append(f"COMMENT ON TABLE {table.sql} IS NULL")
     lock = Statement(f"LOCK TABLE {table.sql} IN ACCESS EXCLUSIVE MODE", locks)
@@ -448,6 +462,26 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
 
 
 # ----------------------------------------------------------------------------------------------------------------- both
+
+
+def _statistics_back(belongings: Belongings, legacy: Legacy) -> tuple[list[str], list[Made]]:
+    """The plain table's own extended statistics get their names again, or go; and what need not be made for that."""
+    sql, there = [], []
+    wanted = {_of(made): made for made in belongings.made if made.what == "extended statistics" and made.take}
+    for own in legacy.belongings.made:
+        if own.what == "extended statistics" and own.take:
+            same = wanted.pop(_of(own), None)
+            if same is None:
+                sql.append(f"DROP STATISTICS {own.name}")
+            else:
+                sql.append(f"ALTER STATISTICS {own.name} RENAME TO {identifier(same.short)}")
+                there.append(same)
+    return sql, there
+
+
+def _of(made: Made) -> str:
+    """What extended statistics are of: their definition without their name and the table's."""
+    return made.make[len(f"CREATE STATISTICS {made.name} ") :].rsplit(" FROM ", 1)[0]
 
 
 def _referenced(table: PartitionedTable) -> tuple[Lock, ...]:

@@ -11,6 +11,7 @@ new table will have. The session prints names with their schema (see _runners/ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .client import Session
 from .index_catalog import read_indexes
@@ -40,6 +41,8 @@ class Made:
     name: str
     make: str
     take: str = ""
+    short: str = ""
+    """Of extended statistics: the name without its schema."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,8 @@ SELECT 'policy comment', polname, format('COMMENT ON POLICY %%I ON %%s IS %%L', 
   FROM its JOIN pg_policy ON polrelid = its.oid
        JOIN pg_description ON objoid = pg_policy.oid AND classoid = 'pg_policy'::regclass
 UNION ALL
-SELECT 'constraint comment', conname, format('COMMENT ON CONSTRAINT %%I ON %%s IS %%L', conname, its.name, description), ''
+SELECT 'constraint comment', conname,
+       format('COMMENT ON CONSTRAINT %%I ON %%s IS %%L', conname, its.name, description), ''
   FROM its JOIN pg_constraint ON conrelid = its.oid AND contype IN ('p', 'u', 'f', 'c')
                          AND conname <> 'dbops_bound'
        JOIN pg_description ON objoid = pg_constraint.oid AND classoid = 'pg_constraint'::regclass
@@ -218,6 +222,18 @@ _PUBLISHED_COLUMNS = """coalesce(
        (SELECT ' (' || string_agg(quote_ident(attname), ', ' ORDER BY attnum) || ')' FROM pg_attribute
          WHERE attrelid = its.oid AND attnum = ANY (prattrs::int2[])), '')
        || coalesce(' WHERE (' || pg_get_expr(prqual, its.oid) || ')', '')"""
+
+_STATISTICS = """
+SELECT name, stxname::text AS short, pg_get_statisticsobjdef(own.oid) AS make,
+       format('ALTER STATISTICS %%s RENAME TO %%I', name, left(stxname, 56) || '_legacy') AS take,
+       ARRAY[format('ALTER STATISTICS %%s OWNER TO %%I', name, pg_get_userbyid(stxowner)),
+             CASE WHEN stxstattarget >= 0
+                  THEN format('ALTER STATISTICS %%s SET STATISTICS %%s', name, stxstattarget) END,
+             (SELECT format('COMMENT ON STATISTICS %%s IS %%L', name, description) FROM pg_description
+               WHERE objoid = own.oid AND classoid = 'pg_statistic_ext'::regclass)] AS more
+  FROM pg_statistic_ext AS own, format('%%s.%%I', stxnamespace::regnamespace, stxname) AS name
+ WHERE stxrelid = %s ORDER BY stxname
+"""
 
 _TRIGGERS = """
 SELECT tgname::text AS name, pg_get_triggerdef(oid) AS make, tgrelid::regclass::text AS "table",
@@ -325,6 +341,9 @@ SELECT 'the user may not make a foreign key to ' || confrelid::regclass || ', as
  WHERE conrelid = %(table)s AND contype = 'f' AND NOT has_table_privilege(confrelid, 'REFERENCES')
    AND EXISTS (SELECT FROM unnest(confkey) AS key WHERE NOT has_column_privilege(confrelid, key, 'REFERENCES'))
 UNION ALL
+SELECT 'the user may not act as the owner of statistics ' || stxname FROM pg_statistic_ext
+ WHERE stxrelid = %(table)s AND NOT pg_has_role(stxowner, 'USAGE')
+UNION ALL
 SELECT 'the user may not act as the owner of ' || what FROM (
        SELECT DISTINCT 'view ' || v.oid::regclass AS what, v.relowner AS owner
          FROM pg_depend JOIN pg_rewrite r ON r.oid = objid JOIN pg_class v ON v.oid = ev_class
@@ -344,6 +363,15 @@ def _trigger(name: str, make: str, table: str, comment: str | None, enabled: str
     if comment:
         made.append(Made("trigger comment", name, comment))
     return made
+
+
+def _made(rows: list[dict[str, Any]], statistics: list[dict[str, Any]]) -> tuple[Made, ...]:
+    made = [Made(**row) for row in rows]
+    for row in statistics:
+        what = ("extended statistics", row["name"])
+        made.append(Made(*what, row["make"], row["take"], row["short"]))
+        made += [Made(*what, statement) for statement in row["more"] if statement]
+    return tuple(made)
 
 
 def read_belongings(session: Session, table: int) -> Belongings:
@@ -377,7 +405,7 @@ def read_belongings(session: Session, table: int) -> Belongings:
             Identity(**{**item, "granted": tuple(item["granted"])}) for item in session.rows(_IDENTITIES, [table])
         ),
         sequences=tuple((item["sequence"], item["column"]) for item in session.rows(_SEQUENCES, [table])),
-        made=tuple(Made(**item) for item in session.rows(_MADE.replace("{columns}", columns), names)),
+        made=_made(session.rows(_MADE.replace("{columns}", columns), names), session.rows(_STATISTICS, [table])),
         triggers=tuple(made for item in triggers for made in _trigger(**item)),
         views=tuple(
             Made(

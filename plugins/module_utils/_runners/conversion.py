@@ -177,7 +177,7 @@ class _Conversion:
         )
         others = [child for child in table.partitions if child.oid != one.partition.oid]
         inhabited = [child.full_name for child in others if self._has_rows(child.sql)]
-        checks = planner.check_way_back(table, inhabited, belongings)
+        checks = planner.check_way_back(table, inhabited, belongings, one)
         names = planner.names_needed_back(table, belongings, one)
         checks.append(planner.check_names_free(names[0], self._taken(table, names)))
         more = {
@@ -247,7 +247,9 @@ class _Conversion:
                 expected="a greatest value before the year 9999",
                 remedy="look at that row: it is often a mistake; or give cut, if it can be after it",
             ) from error
-        return left if left is not None and left >= this.hi else int(following.hi)
+        if left is None or left < this.hi or next(windows(request.key, request.interval, left)).lo != left:
+            return int(following.hi)
+        return left
 
     def _taken(self, table: PartitionedTable, names: list[str]) -> list[str]:
         rows = self.session.rows(_TAKEN, {"schema": identifier(table.schema), "names": names})

@@ -253,7 +253,8 @@ def test_a_cut_that_a_killed_run_has_set_by_another_column_is_none(journal: Conv
            ALTER TABLE journal DROP CONSTRAINT journal_once; DROP INDEX journal_lower"""
     )
     assert journal.run(failpoint="build journal_pkey_dbops:before") == {}
-    assert 'CHECK ("made" IS NOT NULL' in journal.done(key="made")["statements"][1]
+    result = journal.done(key="made", time_zone="America/New_York")
+    assert 'CHECK ("made" IS NOT NULL' in result["statements"][1]
 
 
 def test_the_way_back_takes_what_it_has_by_then(journal: Conversion) -> None:
@@ -286,6 +287,34 @@ def test_the_way_back_takes_what_it_has_by_then(journal: Conversion) -> None:
              FROM pg_class WHERE oid = 'journal'::regclass""",
         user=users.SUPERUSER,
     ) == [(users.OPERATOR, False, "d", False, True, None, "new", True, "not many", True)]
+
+
+def test_the_way_back_that_duplicates_forbid_leaves_nothing(journal: Conversion) -> None:
+    """An index that it had built would forbid them, too."""
+    database = journal.database
+    journal.done()
+    assert journal.run(state="plain", failpoint="build journal_pkey_dbops:before") == {}
+    database.sql("INSERT INTO journal (id, at) SELECT id, at - interval '1 second' FROM journal WHERE id = 1")
+    assert "is duplicated" in journal.run(state="plain")["msg"]
+    assert database.sql("SELECT FROM pg_class WHERE relname = 'journal_pkey_dbops'") == []
+
+
+def test_extended_statistics_keep_name_owner_and_target(journal: Conversion) -> None:
+    database = journal.database
+    database.sql("ALTER STATISTICS journal_both SET STATISTICS 77; COMMENT ON STATISTICS journal_both IS 'both'")
+    database.sql("ANALYZE journal")
+    text = """SELECT pg_get_statisticsobjdef(oid), pg_get_userbyid(stxowner)::text, stxstattarget,
+                     obj_description(oid, 'pg_statistic_ext')
+                FROM pg_statistic_ext WHERE stxrelid = 'journal'::regclass ORDER BY stxname"""
+    before = database.sql(text)
+    journal.done()
+    assert database.sql(text) == before
+    database.sql("CREATE STATISTICS journal_more ON kind, amount FROM journal")
+    more = database.sql(text)
+    journal.done(state="plain")
+    assert database.sql(text) == more
+    counted = "SELECT statistics_name::text FROM pg_stats_ext WHERE n_distinct IS NOT NULL"
+    assert database.sql(counted) == [("journal_both",)], "what was counted is lost"
 
 
 def test_default_privileges_add_nothing(journal: Conversion) -> None:
@@ -335,7 +364,8 @@ def test_the_way_back_ends_with_the_first_row_after_the_cut(journal: Conversion)
     database.sql("DELETE FROM journal WHERE at >= %s", [result["cut"]])
 
     # One that comes after the checks, and before the lock.
-    cut_back = journal.done(check=True, state="plain")["plan"][-1]["statements"]
+    plan = journal.done(check=True, state="plain")["plan"]
+    cut_back = next(step["statements"] for step in plan if step["name"] == "cut back journal")
     database.sql("INSERT INTO journal (at) VALUES (%s)", [result["cut"]])
     with pytest.raises(psycopg2.errors.RaiseException, match="holds a row by now"):
         database.sql("; ".join(cut_back))

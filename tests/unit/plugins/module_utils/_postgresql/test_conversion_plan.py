@@ -143,6 +143,12 @@ def test_the_way_back_knows_what_the_keys_were() -> None:
 
 def test_there_is_no_way_back_past_a_row_or_a_dependent() -> None:
     child = replace(ITS, kind="p")
-    assert failed(check_way_back(TABLE, [], child)) == []
-    assert failed(check_way_back(TABLE, ["public.t_p1"], child)) == ["empty"]
-    assert failed(check_way_back(TABLE, [], replace(child, others=("materialized view sums",)))) == ["dependents"]
+    legacy = Legacy(Partition(2, "public", "t_legacy", "r", "FOR VALUES …", False, 0, 0), (PRIMARY,), ITS)
+    assert failed(check_way_back(TABLE, [], child, legacy)) == []
+    assert failed(check_way_back(TABLE, ["public.t_p1"], child, legacy)) == ["empty"]
+    more = replace(child, others=("materialized view sums",))
+    assert failed(check_way_back(TABLE, [], more, legacy)) == ["dependents"]
+    referred = replace(legacy, belongings=replace(ITS, problems=("constraint x of y refers to it",)))
+    assert failed(check_way_back(TABLE, [], child, referred)) == ["dependents"]
+    elsewhere = replace(legacy, partition=replace(legacy.partition, schema="attic"))
+    assert failed(check_way_back(TABLE, [], child, elsewhere)) == ["dependents"]
