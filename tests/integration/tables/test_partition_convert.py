@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.quoting import identifier
 
 from tests.integration.tables.scene import CATALOG, JOURNAL, Conversion
 from tests.integration.test_playbooks import Run
@@ -426,3 +427,16 @@ def test_there_and_back_by_playbook(journal: Conversion) -> None:
     Run("partition_convert_rollback", hosts, **back).succeeded(changed=True)
     Run("partition_convert_rollback", hosts, **back).succeeded(changed=False)
     assert {row[1] for row in database.sql(CATALOG)} == {row[1] for row in before}
+
+
+@pytest.mark.parametrize("name", ["Journal", "my journal", "a.b", 'my"j'])
+def test_who_is_in_the_way_is_named_whatever_the_table_is_called(journal: Conversion, name: str) -> None:
+    quoted = identifier(name)
+    journal.database.sql(f"ALTER TABLE journal RENAME TO {quoted}")
+    with closing(journal.database.connect(application_name="the reader")) as reader:
+        reader.autocommit = False
+        reader.cursor().execute(f"SELECT FROM {quoted} LIMIT 1")
+        plan = journal.done(check=True, table=name)["plan"]
+        result = journal.run(table=name, lock_wait_timeout=1)
+    assert plan[0]["by_statement"][0]["blocked_by"][0]["application_name"] == "the reader"
+    assert "the reader" in result["msg"]
