@@ -27,7 +27,10 @@ from .table_belongings import Belongings, Identity, Made, UniqueKey
 MARK = "dbops plain: "
 """Begins the comment of the partition that was the plain table; what the way back needs follows as JSON."""
 CUT = "dbops cut: "
-"""Begins the comment of the constraint dbops_bound on the plain table."""
+"""Begins the comment of the constraint dbops_bound on the plain table; the cut and the column follow."""
+_TAKEN_THERE = ("policy", "publication", "extended statistics")
+"""What the old table must not keep on the way there: its names are wanted, or it would do its work twice."""
+_KEPT_BACK = ("publication", "extended statistics")
 _KINDS = {"p": "PRIMARY KEY", "u": "UNIQUE"}
 
 
@@ -59,21 +62,21 @@ class Wish:
 
 def weak_keys(belongings: Belongings, column: str) -> list[UniqueKey]:
     """Those that a table partitioned by ``column`` cannot have as they are."""
-    return [key for key in belongings.keys if column not in key.columns]
+    return [key for key in own_keys(belongings) if column not in key.columns]
+
+
+def own_keys(belongings: Belongings) -> list[UniqueKey]:
+    """All but the indexes that a run before has built for one of them."""
+    built = {built_name(key) for key in belongings.keys}
+    return [key for key in belongings.keys if key.kind or key.name not in built]
+
+
+def cut_comment(cut: int, column: str) -> str:
+    return f"{CUT}{cut} of {column}"
 
 
 def built_name(key: UniqueKey) -> str:
     return suffixed(key.name, "_dbops")
-
-
-def aside_name(identity: Identity) -> str:
-    """Of the old table's sequence while the new table's gets its value."""
-    return suffixed(identity.sequence_name, "_dbops")
-
-
-def gone_name(table: PartitionedTable) -> str:
-    """Of the partitioned table while it is dropped."""
-    return suffixed(table.name, "_dbops_gone")
 
 
 def kept_name(name: str) -> str:
@@ -144,7 +147,7 @@ def _check_keys(table: PartitionedTable, belongings: Belongings, wish: Wish) -> 
             "weakened",
             "failed" if strange else "ok",
             f"keys that cannot simply get one column more: {', '.join(strange) or 'none'}",
-            "unique keys of plain columns, not partial, not deferrable, without INCLUDE",
+            "unique keys of plain columns in their usual order, not partial, not deferrable, without INCLUDE",
             "replace them by plain ones before",
         ),
     ]
@@ -173,9 +176,9 @@ def prepared(
     return Prepared(cut, validated, tuple(built), tuple(broken))
 
 
-def without(belongings: Belongings, built: Prepared) -> Belongings:
-    """As the table is without what a run before has built."""
-    return replace(belongings, keys=tuple(key for key in belongings.keys if key.name not in built.built))
+def to_be_built(wanted: Iterable[tuple[str, tuple[str, ...]]], found: Prepared) -> list[str]:
+    """Names of indexes that are not there yet."""
+    return [name for name, _columns in wanted if name not in (*found.built, *found.broken)]
 
 
 def widened(belongings: Belongings, column: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -213,7 +216,7 @@ def check_names_free(taken: Iterable[str]) -> Check:
         "failed" if found else "ok",
         f"names that something else has: {', '.join(found) or 'none'}",
         "every name that is needed is free",
-        "rename what has them, or give another legacy_name",
+        "rename what has them, or give another legacy_name or name_template",
     )
 
 
@@ -221,17 +224,26 @@ def check_names_free(taken: Iterable[str]) -> Check:
 
 
 def names_needed(belongings: Belongings, wish: Wish) -> list[str]:
-    """That nothing else may have, beside those of the indexes that are built."""
+    """That nothing else may have."""
     return [
         wish.legacy,
-        *(kept_name(name) for name in _index_names(belongings)),
-        *(aside_name(one) for one in belongings.identities),
+        *(kept_name(key.name) for key in own_keys(belongings)),
+        *(kept_name(name) for name, _definition in belongings.indexes),
+        *(aside(one) for one in belongings.identities),
     ]
 
 
-def to_be_built(wanted: Iterable[tuple[str, tuple[str, ...]]], found: Prepared) -> list[str]:
-    """Names of indexes that are not there yet."""
-    return [name for name, _columns in wanted if name not in (*found.built, *found.broken)]
+def names_needed_back(table: PartitionedTable, belongings: Belongings) -> list[str]:
+    return [gone_name(table), *(aside(one) for one in belongings.identities)]
+
+
+def gone_name(table: PartitionedTable) -> str:
+    return suffixed(table.name, "_dbops_gone")
+
+
+def aside(identity: Identity) -> str:
+    """The name of its sequence while the one that follows it is made."""
+    return suffixed(identity.sequence_name, "_dbops")
 
 
 def convert(table: PartitionedTable, belongings: Belongings, wish: Wish, found: Prepared) -> list[Transaction]:
@@ -249,7 +261,9 @@ def convert(table: PartitionedTable, belongings: Belongings, wish: Wish, found: 
                 (
                     drop,
                     Statement(f"ALTER TABLE {table.sql} ADD CONSTRAINT {BOUND} CHECK ({item.belongs}) NOT VALID"),
-                    Statement(f"COMMENT ON CONSTRAINT {BOUND} ON {table.sql} IS {literal(CUT + str(wish.cut))}"),
+                    Statement(
+                        f"COMMENT ON CONSTRAINT {BOUND} ON {table.sql} IS {literal(cut_comment(wish.cut, wish.column))}"
+                    ),
                 ),
                 undo=(drop,),
             )
@@ -285,10 +299,10 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
     sql = [
         f"LOCK TABLE {table.sql} IN ACCESS EXCLUSIVE MODE",
         *_taken(belongings.triggers, table.sql),
-        *_taken((made for made in belongings.made if made.what in ("policy", "publication")), table.sql),
+        *_taken((made for made in belongings.made if made.what in _TAKEN_THERE), table.sql),
         f"ALTER TABLE {table.sql} RENAME TO {identifier(wish.legacy)}",
     ]
-    for key in belongings.keys:
+    for key in own_keys(belongings):
         name = kept_name(key.name)
         if key in weak:
             sql += _replaced(legacy, table.schema, key.name, key, name)
@@ -298,14 +312,15 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
         f"ALTER INDEX {qualified(table.schema, name)} RENAME TO {identifier(kept_name(name))}"
         for name, _definition in belongings.indexes
     ]
-    like = f"CREATE TABLE {table.sql} (LIKE {legacy} INCLUDING ALL EXCLUDING INDEXES EXCLUDING IDENTITY)"
+    without = "EXCLUDING INDEXES EXCLUDING IDENTITY EXCLUDING STATISTICS"
+    like = f"CREATE TABLE {table.sql} (LIKE {legacy} INCLUDING ALL {without})"
     sql.append(f"{like} PARTITION BY RANGE ({identifier(wish.column)})")
     sql.append(f"ALTER TABLE {table.sql} DROP CONSTRAINT {BOUND}")
     if table.user != table.owner:
         sql.append(f"ALTER TABLE {table.sql} OWNER TO {identifier(table.owner)}")
     sql += _identities(belongings.identities, old=legacy, new=table.sql, schema=table.schema)
     sql += _sequences(belongings, table.sql)
-    for key in belongings.keys:
+    for key in own_keys(belongings):
         columns = (*key.columns, wish.column)
         if key in weak and key.kind:
             sql.append(_add(table.sql, key, f"{_KINDS[key.kind]} ({_quoted(columns)})"))
@@ -339,25 +354,28 @@ def _cut_over(table: PartitionedTable, belongings: Belongings, wish: Wish, bound
 
 @dataclass(frozen=True)
 class Legacy:
-    """The partition that was the plain table. ``keys``: as they were; ``belongings``: its own now; ``indexes``: the
-    names of its indexes, each with that of the partitioned table's that it is a part of."""
+    """The partition that was the plain table. ``keys``: as they were; ``belongings``: its own now."""
 
     partition: Partition
     keys: tuple[UniqueKey, ...]
     belongings: Belongings
-    indexes: tuple[tuple[str, str], ...]
 
 
-def legacy_of(partition: Partition, belongings: Belongings, indexes: Iterable[tuple[str, str]]) -> Legacy:
+def legacy_of(partition: Partition, belongings: Belongings) -> Legacy:
     """Its comment is the mark."""
     noted = json.loads(belongings.comment[len(MARK) :])
     keys = tuple(UniqueKey(**{**key, "columns": tuple(key["columns"])}) for key in noted["keys"])
-    return Legacy(partition, keys, belongings, tuple(indexes))
+    return Legacy(partition, keys, belongings)
 
 
-def check_way_back(table: PartitionedTable, inhabited: Sequence[str], belongings: Belongings) -> list[Check]:
+def check_way_back(
+    table: PartitionedTable, inhabited: Sequence[str], belongings: Belongings, legacy: Legacy
+) -> list[Check]:
     """``inhabited``: the other partitions that hold rows."""
     problems = [problem for problem in belongings.problems if not problem.startswith("it is a child")]
+    problems += [problem for problem in legacy.belongings.problems if problem.endswith("refers to it")]
+    if legacy.partition.schema != table.schema:
+        problems.append(f"{legacy.partition.full_name} is in another schema")
     return [
         Check(
             "empty",
@@ -379,9 +397,13 @@ def check_way_back(table: PartitionedTable, inhabited: Sequence[str], belongings
 def revert(table: PartitionedTable, belongings: Belongings, legacy: Legacy, found: Prepared) -> list[Transaction]:
     one = legacy.partition
     shared = Lock(one.full_name, SHARE_UPDATE_EXCLUSIVE, one.bytes)
+    exclusive = Lock(one.full_name, ACCESS_EXCLUSIVE)
     work = []
-    for key in legacy.keys:
-        work += _build(one, built_name(key), key.columns, found, shared)
+    there = {key.name for key in legacy.belongings.keys}
+    for key in (key for key in legacy.keys if kept_name(key.name) in there):  # the others were dropped meanwhile
+        drop = Statement(f"DROP INDEX IF EXISTS {qualified(one.schema, built_name(key))}", (exclusive,))
+        # While it is there rows have less freedom than they were given.
+        work += [replace(step, undo=(drop,)) for step in _build(one, built_name(key), key.columns, found, shared)]
     return [*work, _cut_back(table, belongings, legacy)]
 
 
@@ -398,7 +420,8 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
     sql = [
         f"DO {literal(guard)}",
         f"ALTER TABLE {table.sql} DETACH PARTITION {one.sql}",
-        *_taken((made for made in legacy.belongings.made if made.what == "policy"), one.sql),
+        f"ALTER TABLE {one.sql} OWNER TO {identifier(table.owner)}",
+        *dict.fromkeys(_taken((made for made in legacy.belongings.made if made.what not in _KEPT_BACK), one.sql)),
         *_taken((made for made in belongings.made if made.what == "publication"), table.sql),
         f"ALTER TABLE {table.sql} RENAME TO {identifier(gone_name(table))}",
         f"ALTER TABLE {one.sql} RENAME TO {identifier(table.name)}",
@@ -406,13 +429,19 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
         *_sequences(belongings, table.sql),
     ]
     last: list[str] = []
-    weak = {key.name: key for key in legacy.keys}
-    for own, name in legacy.indexes:
-        if name in weak:
-            last += _replaced(table.sql, table.schema, own, weak[name], name)
-        else:
-            last.append(f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(name)}")
-    last += [made.make for made in (*belongings.made, *belongings.triggers)]
+    weak = {kept_name(key.name): key for key in legacy.keys}
+    for own in legacy.belongings.keys:
+        if own.name in weak:
+            key = weak[own.name]
+            last += _replaced(table.sql, table.schema, own.name, key, key.name)
+    last += [
+        f"ALTER INDEX {qualified(table.schema, own)} RENAME TO {identifier(name)}"
+        for own, name in legacy.belongings.index_parents
+        if own not in weak
+    ]
+    renamed, there = _statistics_back(belongings, legacy)
+    last += renamed
+    last += [made.make for made in (*belongings.made, *belongings.triggers) if made not in there]
     if not any(made.what == "comment" for made in belongings.made):
         last.append(f"COMMENT ON TABLE {table.sql} IS NULL")
     lock = Statement(f"LOCK TABLE {table.sql} IN ACCESS EXCLUSIVE MODE", locks)
@@ -433,8 +462,24 @@ def _cut_back(table: PartitionedTable, belongings: Belongings, legacy: Legacy) -
 # ----------------------------------------------------------------------------------------------------------------- both
 
 
-def _index_names(belongings: Belongings) -> list[str]:
-    return [*(key.name for key in belongings.keys), *(name for name, _definition in belongings.indexes)]
+def _statistics_back(belongings: Belongings, legacy: Legacy) -> tuple[list[str], list[Made]]:
+    """The plain table's own extended statistics get their names again, or go; and what need not be made for that."""
+    sql, there = [], []
+    wanted = {_of(made): made for made in belongings.made if made.what == "extended statistics" and made.take}
+    for own in legacy.belongings.made:
+        if own.what == "extended statistics" and own.take:
+            same = wanted.pop(_of(own), None)
+            if same is None:
+                sql.append(f"DROP STATISTICS {own.name}")
+            else:
+                sql.append(f"ALTER STATISTICS {own.name} RENAME TO {identifier(same.short)}")
+                there.append(same)
+    return sql, there
+
+
+def _of(made: Made) -> str:
+    """What extended statistics are of: their definition without their name and the table's."""
+    return made.make[len(f"CREATE STATISTICS {made.name} ") :].rsplit(" FROM ", 1)[0]
 
 
 def _referenced(table: PartitionedTable) -> tuple[Lock, ...]:
@@ -489,12 +534,11 @@ def _identities(identities: Iterable[Identity], *, old: str, new: str, schema: s
     """A table that becomes a partition may have none of its own (17), and the new one goes on where it stood."""
     sql = []
     for one in identities:
-        aside = aside_name(one)
         sql += [
-            f"ALTER SEQUENCE {one.sequence} RENAME TO {identifier(aside)}",
+            f"ALTER SEQUENCE {one.sequence} RENAME TO {identifier(aside(one))}",
             f"ALTER TABLE {new} ALTER COLUMN {identifier(one.column)} ADD GENERATED"
             f" {'ALWAYS' if one.always else 'BY DEFAULT'} AS IDENTITY (SEQUENCE NAME {one.sequence} {one.options})",
-            f"SELECT setval({literal(one.sequence)}, last_value, is_called) FROM {qualified(schema, aside)}",  # noqa: S608
+            f"SELECT setval({literal(one.sequence)}, last_value, is_called) FROM {qualified(schema, aside(one))}",  # noqa: S608
             f"ALTER TABLE {old} ALTER COLUMN {identifier(one.column)} DROP IDENTITY",
             *one.granted,
         ]

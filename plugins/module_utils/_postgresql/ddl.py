@@ -28,11 +28,14 @@ SELECT held.pid, coalesce(usename, backend_type, 'prepared transaction ' || gid)
        coalesce(application_name, '') AS application_name, coalesce(host(client_addr), 'local') AS client, held.mode,
        round(extract(epoch FROM now() - coalesce(xact_start, prepared)))::bigint AS transaction_s,
        coalesce(backend_type, '') = 'autovacuum worker' AS autovacuum
-  FROM pg_locks AS held LEFT JOIN pg_stat_activity USING (pid)
+  FROM pg_locks AS held JOIN pg_class ON pg_class.oid = held.relation
+       JOIN pg_namespace ON pg_namespace.oid = relnamespace LEFT JOIN pg_stat_activity USING (pid)
        LEFT JOIN pg_locks AS own ON held.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
                                 AND own.virtualtransaction = held.virtualtransaction
        LEFT JOIN pg_prepared_xacts ON transaction = own.transactionid
- WHERE held.locktype = 'relation' AND held.granted AND held.relation = to_regclass(%s) AND held.mode = ANY(%s)
+ WHERE held.locktype = 'relation' AND held.granted AND held.mode = ANY(%s)
+   AND %s IN (nspname || '.' || relname, quote_ident(nspname) || '.' || quote_ident(relname),
+              '"' || replace(nspname, '"', '""') || '"."' || replace(relname, '"', '""') || '"')
    AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
    AND held.pid IS DISTINCT FROM pg_backend_pid()
  ORDER BY coalesce(xact_start, prepared), held.pid
@@ -94,11 +97,11 @@ class Blocker:
 
 
 def blockers(session: Session, locks: Iterable[Lock]) -> list[Blocker]:
-    """Who holds, right now, a lock that one of ``locks`` would wait for. Relations are named as to_regclass reads
-    them; one that does not exist yet has no blockers."""
+    """Who holds, right now, a lock that one of ``locks`` would wait for. Relations are named with their
+    schema, quoted or not; one that does not exist yet has no blockers."""
     found = []
     for lock in locks:
-        for row in session.rows(_BLOCKERS, [lock.relation, list(conflicting(lock.mode))]):
+        for row in session.rows(_BLOCKERS, [list(conflicting(lock.mode)), lock.relation]):
             words = {key: value for key, value in row.items() if value is not None}
             found.append(Blocker(**{"pid": 0, "state": "", "transaction_s": 0, "relation": lock.relation, **words}))
     return found

@@ -347,7 +347,8 @@ def read_default(
     it is read."""
     name = identifier(column)
     # There is no min(uuid), and where there is an index this is as fast.
-    end = f"SELECT {name}::text FROM {default.sql} WHERE {name} IS NOT NULL ORDER BY {name}"  # noqa: S608  quoted identifiers
+    # And a bare name in ORDER BY would be that of the output, which is text: 999 would come after 12000.
+    end = f"SELECT {name}::text FROM {default.sql} AS t WHERE {name} IS NOT NULL ORDER BY t.{name}"  # noqa: S608  quoted identifiers
     nulls = f"EXISTS (SELECT FROM {default.sql} WHERE {name} IS NULL)"
     extent = session.rows(f"SELECT ({end} LIMIT 1) AS lo, ({end} DESC LIMIT 1) AS hi, {nulls} AS nulls")[0]
     lo, hi = (None if key is None or extent[side] is None else key.parse(extent[side]) for side in ("lo", "hi"))

@@ -11,6 +11,7 @@ new table will have. The session prints names with their schema (see _runners/ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .client import Session
 from .index_catalog import read_indexes
@@ -40,6 +41,8 @@ class Made:
     name: str
     make: str
     take: str = ""
+    short: str = ""
+    """Of extended statistics: the name without its schema."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Belongings:
     indexes: tuple[tuple[str, str], ...] = ()
     """Those that are not unique: name, and what follows USING."""
     invalid_indexes: tuple[str, ...] = ()
+    index_parents: tuple[tuple[str, str], ...] = ()
+    """Of a partition: its indexes that are part of one of the partitioned table, and the name of that one."""
     identities: tuple[Identity, ...] = ()
     sequences: tuple[tuple[str, str], ...] = ()
     """Sequences of serial columns as the server prints them, and their columns."""
@@ -91,8 +96,15 @@ SELECT own.relname::text AS name, indisunique AS "unique", coalesce(contype::tex
                     LEFT JOIN pg_attribute ON attrelid = indrelid AND attnum = nullif(number, 0)
               WHERE position <= indnkeyatts ORDER BY position) AS columns,
        indnkeyatts = indnatts AND indpred IS NULL AND NOT coalesce(condeferrable, false)
-       AND NOT coalesce((to_jsonb(pg_index) ->> 'indnullsnotdistinct')::boolean, false) AS plain,
-       coalesce(pg_get_constraintdef(pg_constraint.oid), '') AS definition
+       AND NOT coalesce((to_jsonb(pg_index) ->> 'indnullsnotdistinct')::boolean, false)
+       AND 0 = ALL (indoption::int2[]) AND NOT EXISTS (
+             SELECT FROM unnest(indclass::oid[], indcollation::oid[], indkey::int2[]) AS part (class, sorted, number)
+                    JOIN pg_opclass ON pg_opclass.oid = class
+                    JOIN pg_attribute ON attrelid = indrelid AND attnum = number
+              WHERE NOT opcdefault OR sorted <> attcollation) AS plain,
+       coalesce(pg_get_constraintdef(pg_constraint.oid), '') AS definition,
+       coalesce((SELECT relname::text FROM pg_inherits JOIN pg_class above ON above.oid = inhparent
+                  WHERE inhrelid = indexrelid), '') AS parent
   FROM pg_index JOIN pg_class AS own ON own.oid = indexrelid
        LEFT JOIN pg_constraint ON conindid = indexrelid AND conrelid = indrelid AND contype IN ('p', 'u', 'x')
  WHERE indrelid = %s ORDER BY contype = 'p' DESC NULLS LAST, own.relname
@@ -103,9 +115,17 @@ SELECT attname::text AS "column", attidentity = 'a' AS always, seq.oid::regclass
        seq.relname::text AS sequence_name,
        format('START WITH %%s INCREMENT BY %%s MINVALUE %%s MAXVALUE %%s CACHE %%s %%sCYCLE', seqstart, seqincrement,
               seqmin, seqmax, seqcache, CASE WHEN seqcycle THEN '' ELSE 'NO ' END) AS options,
-       ARRAY(SELECT format('GRANT %%s ON SEQUENCE %%s TO %%s', privilege_type, seq.oid::regclass,
+       ARRAY(SELECT DISTINCT format('REVOKE ALL ON SEQUENCE %%s FROM %%s', seq.oid::regclass,
                            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
-               FROM aclexplode(seq.relacl) WHERE grantee <> seq.relowner) AS granted
+               FROM pg_default_acl, aclexplode(defaclacl)
+              WHERE defaclrole = seq.relowner AND defaclobjtype = 'S' AND defaclnamespace IN (0, seq.relnamespace)
+                AND grantee <> seq.relowner)
+       || ARRAY(SELECT format('GRANT %%s ON SEQUENCE %%s TO %%s%%s', privilege_type, seq.oid::regclass,
+                           CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END,
+                           CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+               FROM aclexplode(seq.relacl) WHERE grantee <> seq.relowner)
+       || ARRAY(SELECT format('COMMENT ON SEQUENCE %%s IS %%L', seq.oid::regclass, description) FROM pg_description
+                 WHERE objoid = seq.oid AND classoid = 'pg_class'::regclass AND objsubid = 0) AS granted
   FROM pg_attribute JOIN pg_depend ON refclassid = 'pg_class'::regclass AND refobjid = attrelid
                                   AND refobjsubid = attnum AND classid = 'pg_class'::regclass AND deptype = 'i'
        JOIN pg_class AS seq ON seq.oid = objid AND seq.relkind = 'S' JOIN pg_sequence ON seqrelid = seq.oid
@@ -123,27 +143,37 @@ SELECT seq.oid::regclass::text AS sequence, attname::text AS "column"
 # In the order in which they are made. %(table)s is the OID.
 _MADE = """
 WITH its AS (SELECT oid, oid::regclass::text AS name, relowner, relacl, relrowsecurity, relforcerowsecurity,
-                    relreplident FROM pg_class WHERE oid = %(table)s)
+                    relreplident, relnamespace FROM pg_class WHERE oid = %(table)s)
 SELECT 'comment' AS what, its.name, format('COMMENT ON TABLE %%s IS %%L', its.name, description) AS make, '' AS take
   FROM its JOIN pg_description ON objoid = its.oid AND classoid = 'pg_class'::regclass AND objsubid = 0
  WHERE NOT starts_with(description, 'dbops')
 UNION ALL
+SELECT DISTINCT 'default privileges', '', format('REVOKE ALL ON %%s FROM %%s', its.name,
+       CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END), ''
+  FROM its JOIN pg_default_acl ON pg_get_userbyid(defaclrole) = current_user AND defaclobjtype = 'r'
+                              AND defaclnamespace IN (0, relnamespace), aclexplode(defaclacl)
+ WHERE grantee NOT IN (defaclrole, relowner)
+UNION ALL
 SELECT 'grant', privilege_type, format('GRANT %%s ON %%s TO %%s%%s', privilege_type, its.name,
        CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END,
-       CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END), ''
+       CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END),
+       'REVOKE ALL ON {old} FROM '
+       || CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END || ' CASCADE'
   FROM its, aclexplode(relacl) WHERE grantee <> relowner
 UNION ALL
 SELECT 'grant', privilege_type, format('GRANT %%s (%%I) ON %%s TO %%s%%s', privilege_type, attname, its.name,
        CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END,
-       CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END), ''
+       CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END),
+       'REVOKE ALL ON {old} FROM '
+       || CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END || ' CASCADE'
   FROM its JOIN pg_attribute ON attrelid = its.oid AND attnum > 0 AND NOT attisdropped, aclexplode(attacl)
  WHERE grantee <> relowner
 UNION ALL
-SELECT 'row security', '', format('ALTER TABLE %%s ENABLE ROW LEVEL SECURITY', its.name), '' FROM its
- WHERE relrowsecurity
+SELECT 'row security', '', format('ALTER TABLE %%s ENABLE ROW LEVEL SECURITY', its.name),
+       'ALTER TABLE {old} DISABLE ROW LEVEL SECURITY' FROM its WHERE relrowsecurity
 UNION ALL
-SELECT 'row security', 'forced', format('ALTER TABLE %%s FORCE ROW LEVEL SECURITY', its.name), '' FROM its
- WHERE relforcerowsecurity
+SELECT 'row security', 'forced', format('ALTER TABLE %%s FORCE ROW LEVEL SECURITY', its.name),
+       'ALTER TABLE {old} NO FORCE ROW LEVEL SECURITY' FROM its WHERE relforcerowsecurity
 UNION ALL
 SELECT 'policy', polname, format('CREATE POLICY %%I ON %%s AS %%s FOR %%s TO %%s', polname, its.name,
        CASE WHEN polpermissive THEN 'PERMISSIVE' ELSE 'RESTRICTIVE' END,
@@ -156,16 +186,33 @@ SELECT 'policy', polname, format('CREATE POLICY %%I ON %%s AS %%s FOR %%s TO %%s
        format('DROP POLICY %%I ON ', polname) || '{old}'
   FROM its JOIN pg_policy ON polrelid = its.oid
 UNION ALL
+SELECT 'column comment', attname, format('COMMENT ON COLUMN %%s.%%I IS %%L', its.name, attname, description),
+       format('COMMENT ON COLUMN %%s.%%I IS NULL', '{old}', attname)
+  FROM its JOIN pg_attribute ON attrelid = its.oid AND attnum > 0 AND NOT attisdropped
+       JOIN pg_description ON objoid = its.oid AND classoid = 'pg_class'::regclass AND objsubid = attnum
+UNION ALL
+SELECT 'policy comment', polname, format('COMMENT ON POLICY %%I ON %%s IS %%L', polname, its.name, description), ''
+  FROM its JOIN pg_policy ON polrelid = its.oid
+       JOIN pg_description ON objoid = pg_policy.oid AND classoid = 'pg_policy'::regclass
+UNION ALL
+SELECT 'constraint comment', conname,
+       format('COMMENT ON CONSTRAINT %%I ON %%s IS %%L', conname, its.name, description), ''
+  FROM its JOIN pg_constraint ON conrelid = its.oid AND contype IN ('p', 'u', 'f', 'c')
+                         AND conname <> 'dbops_bound'
+       JOIN pg_description ON objoid = pg_constraint.oid AND classoid = 'pg_constraint'::regclass
+UNION ALL
 SELECT 'statistics', attname, format('ALTER TABLE %%s ALTER COLUMN %%I SET STATISTICS %%s', its.name, attname,
-       attstattarget), ''
+       attstattarget), format('ALTER TABLE %%s ALTER COLUMN %%I SET STATISTICS -1', '{old}', attname)
   FROM its JOIN pg_attribute ON attrelid = its.oid AND attnum > 0 AND NOT attisdropped AND attstattarget >= 0
 UNION ALL
 SELECT 'statistics', attname, format('ALTER TABLE %%s ALTER COLUMN %%I SET (%%s)', its.name, attname,
-       array_to_string(attoptions, ', ')), ''
+       array_to_string(attoptions, ', ')), format('ALTER TABLE %%s ALTER COLUMN %%I RESET (%%s)', '{old}', attname,
+       (SELECT string_agg(split_part(one, '=', 1), ', ') FROM unnest(attoptions) AS one))
   FROM its JOIN pg_attribute ON attrelid = its.oid AND attnum > 0 AND NOT attisdropped AND attoptions IS NOT NULL
 UNION ALL
 SELECT 'replica identity', relreplident::text, format('ALTER TABLE %%s REPLICA IDENTITY %%s', its.name,
-       CASE relreplident WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END), '' FROM its WHERE relreplident IN ('f', 'n')
+       CASE relreplident WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END),
+       'ALTER TABLE {old} REPLICA IDENTITY DEFAULT' FROM its WHERE relreplident IN ('f', 'n')
 UNION ALL
 SELECT 'publication', pubname, format('ALTER PUBLICATION %%I ADD TABLE %%s', pubname, its.name) || {columns},
        format('ALTER PUBLICATION %%I DROP TABLE ', pubname) || '{old}'
@@ -176,8 +223,22 @@ _PUBLISHED_COLUMNS = """coalesce(
          WHERE attrelid = its.oid AND attnum = ANY (prattrs::int2[])), '')
        || coalesce(' WHERE (' || pg_get_expr(prqual, its.oid) || ')', '')"""
 
+_STATISTICS = """
+SELECT name, stxname::text AS short, pg_get_statisticsobjdef(own.oid) AS make,
+       format('ALTER STATISTICS %%s RENAME TO %%I', name, left(stxname, 56) || '_legacy') AS take,
+       ARRAY[format('ALTER STATISTICS %%s OWNER TO %%I', name, pg_get_userbyid(stxowner)),
+             CASE WHEN stxstattarget >= 0
+                  THEN format('ALTER STATISTICS %%s SET STATISTICS %%s', name, stxstattarget) END,
+             (SELECT format('COMMENT ON STATISTICS %%s IS %%L', name, description) FROM pg_description
+               WHERE objoid = own.oid AND classoid = 'pg_statistic_ext'::regclass)] AS more
+  FROM pg_statistic_ext AS own, format('%%s.%%I', stxnamespace::regnamespace, stxname) AS name
+ WHERE stxrelid = %s ORDER BY stxname
+"""
+
 _TRIGGERS = """
 SELECT tgname::text AS name, pg_get_triggerdef(oid) AS make, tgrelid::regclass::text AS "table",
+       (SELECT format('COMMENT ON TRIGGER %%I ON %%s IS %%L', tgname, tgrelid::regclass, description)
+          FROM pg_description WHERE objoid = pg_trigger.oid AND classoid = 'pg_trigger'::regclass) AS comment,
        tgenabled::text AS enabled, tgtype & 1 = 1 AND (tgoldtable IS NOT NULL OR tgnewtable IS NOT NULL) AS transition
   FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal ORDER BY tgname
 """
@@ -190,6 +251,7 @@ SELECT DISTINCT v.oid, ev_class::regclass::text AS name, pg_get_viewdef(ev_class
                                    FROM pg_options_to_table(v.reloptions)), ', '), '') AS options
   FROM pg_depend JOIN pg_rewrite r ON r.oid = objid JOIN pg_class v ON v.oid = ev_class
  WHERE classid = 'pg_rewrite'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = %s AND v.relkind = 'v'
+   AND rulename = '_RETURN' AND relpersistence <> 't'
  ORDER BY v.oid DESC
 """
 
@@ -216,12 +278,18 @@ SELECT DISTINCT pg_describe_object(classid, objid, 0) AS what
          WHEN 'pg_publication_rel'::regclass THEN true
          WHEN 'pg_type'::regclass THEN deptype = 'i'
          WHEN 'pg_rewrite'::regclass THEN refclassid = 'pg_class'::regclass AND (
-                SELECT relkind = 'v' FROM pg_rewrite r JOIN pg_class v ON v.oid = ev_class WHERE r.oid = objid)
+                SELECT relkind = 'v' AND rulename = '_RETURN' AND relpersistence <> 't'
+                  FROM pg_rewrite r JOIN pg_class v ON v.oid = ev_class WHERE r.oid = objid)
          ELSE false END
 UNION
 SELECT pg_describe_object(classid, objid, 0) || ' (through a key of the table)'
   FROM pg_depend JOIN pg_constraint c ON refclassid = 'pg_constraint'::regclass AND refobjid = c.oid
  WHERE conrelid = %(table)s AND classid IN ('pg_rewrite'::regclass, 'pg_proc'::regclass)
+UNION
+SELECT pg_describe_object(d.classid, d.objid, 0) || ' (through the sequence of an identity)'
+  FROM pg_depend d JOIN pg_depend its ON its.classid = 'pg_class'::regclass AND its.objid = d.refobjid
+   AND its.refclassid = 'pg_class'::regclass AND its.refobjid = %(table)s AND its.refobjsubid > 0 AND its.deptype = 'i'
+ WHERE d.refclassid = 'pg_class'::regclass AND d.deptype = 'n'
  ORDER BY 1
 """
 
@@ -255,6 +323,27 @@ SELECT DISTINCT 'publication ' || p.pubname || ' publishes it, and not by the ro
        JOIN pg_class c ON c.relname = tablename AND c.relnamespace = quote_ident(schemaname)::regnamespace
  WHERE NOT pubviaroot AND c.oid = %(table)s
 UNION ALL
+SELECT 'the user may not create in schema ' || quote_ident(nspname) FROM pg_namespace n
+ WHERE NOT has_schema_privilege(n.oid, 'CREATE') AND n.oid IN (
+       SELECT relnamespace FROM pg_class WHERE oid = %(table)s
+       UNION
+       SELECT relnamespace FROM pg_depend JOIN pg_rewrite r ON r.oid = objid JOIN pg_class v ON v.oid = ev_class
+        WHERE classid = 'pg_rewrite'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = %(table)s)
+UNION ALL
+SELECT 'its owner may not create in schema ' || relnamespace::regnamespace FROM pg_class
+ WHERE oid = %(table)s AND NOT has_schema_privilege(relowner, relnamespace, 'CREATE')
+UNION ALL
+SELECT 'the user may not execute function ' || tgfoid::regprocedure || ' of trigger ' || tgname FROM pg_trigger
+ WHERE tgrelid = %(table)s AND NOT tgisinternal AND NOT has_function_privilege(tgfoid, 'EXECUTE')
+UNION ALL
+SELECT 'the user may not make a foreign key to ' || confrelid::regclass || ', as constraint ' || conname || ' is'
+  FROM pg_constraint
+ WHERE conrelid = %(table)s AND contype = 'f' AND NOT has_table_privilege(confrelid, 'REFERENCES')
+   AND EXISTS (SELECT FROM unnest(confkey) AS key WHERE NOT has_column_privilege(confrelid, key, 'REFERENCES'))
+UNION ALL
+SELECT 'the user may not act as the owner of statistics ' || stxname FROM pg_statistic_ext
+ WHERE stxrelid = %(table)s AND NOT pg_has_role(stxowner, 'USAGE')
+UNION ALL
 SELECT 'the user may not act as the owner of ' || what FROM (
        SELECT DISTINCT 'view ' || v.oid::regclass AS what, v.relowner AS owner
          FROM pg_depend JOIN pg_rewrite r ON r.oid = objid JOIN pg_class v ON v.oid = ev_class
@@ -266,20 +355,33 @@ SELECT 'the user may not act as the owner of ' || what FROM (
 """
 
 
-def _trigger(name: str, make: str, table: str, enabled: str, transition: bool) -> list[Made]:
+def _trigger(name: str, make: str, table: str, comment: str | None, enabled: str, transition: bool) -> list[Made]:
     """Its switch comes before the table gets partitions: those get the trigger as it is then."""
     made = [Made("trigger", name, make, f"DROP TRIGGER {identifier(name)} ON {{old}}")]
     if enabled in _ENABLED:
         made.append(Made("trigger", name, f"ALTER TABLE {table} {_ENABLED[enabled]} TRIGGER {identifier(name)}"))
+    if comment:
+        made.append(Made("trigger comment", name, comment))
     return made
+
+
+def _made(rows: list[dict[str, Any]], statistics: list[dict[str, Any]]) -> tuple[Made, ...]:
+    made = [Made(**row) for row in rows]
+    for row in statistics:
+        what = ("extended statistics", row["name"])
+        made.append(Made(*what, row["make"], row["take"], row["short"]))
+        made += [Made(*what, statement) for statement in row["more"] if statement]
+    return tuple(made)
 
 
 def read_belongings(session: Session, table: int) -> Belongings:
     """``table``: its OID."""
     row = session.rows(_TABLE, [table])[0]
     definitions = {index.name: index.definition for index in read_indexes(session, table)}
-    keys, indexes, invalid = [], [], []
+    keys, indexes, invalid, parents = [], [], [], []
     for index in session.rows(_INDEXES, [table]):
+        if index["parent"]:
+            parents.append((index["name"], index["parent"]))
         name, text = index["name"], index["definition"] or definitions[index["name"]]
         if not index["valid"]:
             invalid.append(name)
@@ -298,11 +400,12 @@ def read_belongings(session: Session, table: int) -> Belongings:
         keys=tuple(keys),
         indexes=tuple(indexes),
         invalid_indexes=tuple(invalid),
+        index_parents=tuple(parents),
         identities=tuple(
             Identity(**{**item, "granted": tuple(item["granted"])}) for item in session.rows(_IDENTITIES, [table])
         ),
         sequences=tuple((item["sequence"], item["column"]) for item in session.rows(_SEQUENCES, [table])),
-        made=tuple(Made(**item) for item in session.rows(_MADE.replace("{columns}", columns), names)),
+        made=_made(session.rows(_MADE.replace("{columns}", columns), names), session.rows(_STATISTICS, [table])),
         triggers=tuple(made for item in triggers for made in _trigger(**item)),
         views=tuple(
             Made(

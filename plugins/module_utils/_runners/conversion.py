@@ -15,10 +15,9 @@ from .._core.errors import DbopsError
 from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
 from .._postgresql import conversion_plan as planner
 from .._postgresql.ddl import brief
-from .._postgresql.index_catalog import read_indexes
-from .._postgresql.partition_catalog import BOUND, PartitionedTable, read_clock
+from .._postgresql.partition_catalog import BOUND, Partition, PartitionedTable, read_clock
 from .._postgresql.partition_keys import windows
-from .._postgresql.partition_plan import check_table
+from .._postgresql.partition_plan import check_numbers, check_table, wanted_windows
 from .._postgresql.partition_steps import Request, Transaction
 from .._postgresql.quoting import identifier, suffixed
 from .._postgresql.table_belongings import Belongings, read_belongings
@@ -32,7 +31,10 @@ SELECT convalidated AS validated, coalesce(obj_description(oid, 'pg_constraint')
   FROM pg_constraint WHERE conrelid = %s AND conname = %s
 """
 _TAKEN = """
-SELECT relname::text AS name FROM pg_class WHERE relnamespace = %s::regnamespace AND relname = ANY(%s)
+SELECT relname::text AS name FROM pg_class WHERE relnamespace = %(schema)s::regnamespace AND relname = ANY(%(names)s)
+UNION
+SELECT typname::text FROM pg_type
+ WHERE typnamespace = %(schema)s::regnamespace AND typname = ANY(%(names)s) AND typelem = 0
 """
 
 
@@ -76,12 +78,13 @@ class _Conversion:
         if bool(before.strategy) != back:
             return self._nothing(before)
         transactions, checks, more = self._back(before) if back else self._there(before)
+        failed = any(check.status == "failed" for check in checks)
         result: dict[str, Any] = {
             "changed": True,
             "state": ("would be " if check_mode else "") + ("plain" if back else "partitioned"),
             "checks": [check.as_dict() for check in checks],
             "plan": [
-                self.work.printed(_planned(transaction), transaction.statements, look=check_mode)
+                self.work.printed(_planned(transaction), transaction.statements, look=check_mode and not failed)
                 for transaction in transactions
             ],
             "statements": [statement.sql for one in transactions for statement in one.statements],
@@ -132,19 +135,25 @@ class _Conversion:
         keyed = replace(table, strategy="range", key=tuple(one for one in table.columns if one.name == name))
         refuse_unless_good(check_table(keyed, name, self.options["key_type"]))
         request = request_of(_as_partition(self.options), keyed)
+        if self.session.value("SELECT row_security_active(%s::oid)", [table.oid]):
+            raise DbopsError(
+                found=f"row security of {table.full_name} holds for its owner, too, and so for {table.user}",
+                expected="a user who sees every row",
+                remedy="ALTER TABLE … NO FORCE ROW LEVEL SECURITY meanwhile, or log in as a user with BYPASSRLS",
+            )
         belongings = read_belongings(self.session, table.oid)
         legacy = self.options["legacy_name"] or suffixed(table.name, "_legacy")
         greatest, nulls = self._extent(table, request)
         current = request.key.at(read_clock(self.session)) if request.key.is_time else greatest or 0
-        cut, validated = self._left(table)
+        cut, validated = self._left(table, request.column)
         wish = planner.Wish(request, legacy, self._cut(request, current, greatest, cut), tuple(self.options["weaken"]))
         wanted = planner.widened(belongings, wish.column)
         found = planner.prepared(belongings, wanted, cut=cut, validated=validated)
-        belongings = planner.without(belongings, found)
-        needed = planner.names_needed(belongings, wish) + planner.to_be_built(wanted, found)
         checks = planner.check_plain(table, belongings, wish)
         checks += planner.check_cut(wish, current, greatest, nulls=nulls)
-        checks.append(planner.check_names_free(self._taken(table, needed)))
+        following, more_checks = self._following(keyed, wish, current)
+        names = [*planner.names_needed(belongings, wish), *planner.to_be_built(wanted, found), *following]
+        checks += [*more_checks, planner.check_names_free(self._taken(table, names))]
         weak = planner.weak_keys(belongings, wish.column)
         more = {
             "cut": request.key.text(wish.cut),
@@ -161,12 +170,11 @@ class _Conversion:
         belongings = read_belongings(self.session, table.oid)
         wanted = [(planner.built_name(key), key.columns) for key in one.keys]
         found = planner.prepared(one.belongings, wanted, cut=None, validated=False)
-        needed = [planner.gone_name(table), *planner.to_be_built(wanted, found)]
-        needed += [planner.aside_name(each) for each in belongings.identities]
         others = [child for child in table.partitions if child.oid != one.partition.oid]
         inhabited = [child.full_name for child in others if self._has_rows(child.sql)]
-        checks = planner.check_way_back(table, inhabited, belongings)
-        checks.append(planner.check_names_free(self._taken(table, needed)))
+        checks = planner.check_way_back(table, inhabited, belongings, one)
+        names = planner.names_needed_back(table, belongings) + planner.to_be_built(wanted, found)
+        checks.append(planner.check_names_free(self._taken(table, names)))
         more = {
             "legacy": one.partition.full_name,
             "weakened": [],
@@ -174,14 +182,19 @@ class _Conversion:
         }
         return planner.revert(table, belongings, one, found), checks, more
 
+    def _following(self, keyed: PartitionedTable, wish: planner.Wish, current: int) -> tuple[list[str], list[Check]]:
+        """The names of the partitions that pg_partition will make after the cut, and what it would refuse then."""
+        refuse_unless_good([check_numbers({"premake": wish.windows.premake})])
+        bound = f"FOR VALUES FROM (MINVALUE) TO ({wish.windows.key.sql(wish.cut)})"
+        first = Partition(0, keyed.schema, wish.legacy, "r", bound, False, -1, 0)
+        missing, checks = wanted_windows(wish.windows, replace(keyed, partitions=(first,)), current)
+        return [one.name for one in missing], checks
+
     def _legacy(self, table: PartitionedTable) -> planner.Legacy:
         for child in table.partitions:
             belongings = read_belongings(self.session, child.oid)
             if belongings.comment.startswith(planner.MARK):
-                wholes = {index.oid: index.name for index in read_indexes(self.session, table.oid)}
-                own = read_indexes(self.session, child.oid)
-                indexes = [(index.name, wholes[index.parent]) for index in own if index.parent in wholes]
-                return planner.legacy_of(child, belongings, indexes)
+                return planner.legacy_of(child, belongings)
         raise DbopsError(
             found=f"no partition of {table.full_name} was a plain table that this module converted",
             expected="the partition whose comment says so",
@@ -192,17 +205,28 @@ class _Conversion:
         """The greatest value of the key, and whether it is NULL somewhere."""
         column = identifier(request.column)
         deadline = Deadline.after(self.work.clock, READ_SECONDS)
-        order = f"SELECT {column}::text FROM {table.sql} WHERE {column} IS NOT NULL ORDER BY {column} DESC LIMIT 1"  # noqa: S608
+        # A bare name in ORDER BY would be that of the output, which is text: 999 would come after 12000.
+        order = (
+            f"SELECT {column}::text FROM {table.sql} AS t WHERE {column} IS NOT NULL ORDER BY t.{column} DESC LIMIT 1"  # noqa: S608
+        )
         text = self.session.value(order, deadline=deadline)
         nulls = f"SELECT EXISTS (SELECT FROM {table.sql} WHERE {column} IS NULL)"  # noqa: S608  quoted identifiers
         return None if text is None else request.key.parse(text), bool(self.session.value(nulls, deadline=deadline))
 
-    def _left(self, table: PartitionedTable) -> tuple[int | None, bool]:
+    def _left(self, table: PartitionedTable, column: str) -> tuple[int | None, bool]:
+        """The cut that a run before has set, of this column, and whether all rows are known to be before it."""
         rows = self.session.rows(_BOUND, [table.oid, BOUND])
         if not rows:
             return None, False
         comment = rows[0]["comment"]
-        return (int(comment[len(planner.CUT) :]) if comment.startswith(planner.CUT) else -1), rows[0]["validated"]
+        if not comment.startswith(planner.CUT):
+            raise DbopsError(
+                found=f"{table.full_name} has a constraint {BOUND} that this module did not make",
+                expected="none of that name: it is what the module calls its own",
+                remedy=f"rename it, or drop it: ALTER TABLE {table.sql} DROP CONSTRAINT {BOUND}",
+            )
+        cut, _of, of = comment[len(planner.CUT) :].partition(" of ")
+        return (int(cut), rows[0]["validated"]) if of == column else (None, False)
 
     def _cut(self, request: Request, current: int, greatest: int | None, left: int | None) -> int:
         """By default the end of the window after the one that is current, or has the greatest value. Until the tables
@@ -210,11 +234,20 @@ class _Conversion:
         if self.options["cut"]:
             return request.key.start(self.options["cut"])
         last = current if greatest is None else max(current, greatest)
-        this, following = islice(windows(request.key, request.interval, last), 2)
-        return left if left is not None and left >= this.hi else int(following.hi)
+        try:
+            this, following = islice(windows(request.key, request.interval, last), 2)
+        except (OverflowError, ValueError) as error:
+            raise DbopsError(
+                found=f"the greatest value of {request.column} is {request.key.text(last)}, no window ends after it",
+                expected="a greatest value before the year 9999",
+                remedy="look at that row: it is often a mistake; or give cut, if it can be after it",
+            ) from error
+        if left is None or left < this.hi or next(windows(request.key, request.interval, left)).lo != left:
+            return int(following.hi)
+        return left
 
     def _taken(self, table: PartitionedTable, names: list[str]) -> list[str]:
-        rows = self.session.rows(_TAKEN, [identifier(table.schema), names])
+        rows = self.session.rows(_TAKEN, {"schema": identifier(table.schema), "names": names})
         return [row["name"] for row in rows]
 
     def _has_rows(self, table: str) -> bool:
@@ -257,7 +290,7 @@ def _carried(belongings: Belongings) -> list[str]:
     names += [f"identity {one.column}: {one.sequence}" for one in belongings.identities]
     names += [f"sequence {sequence} of {column}" for sequence, column in belongings.sequences]
     names += [f"index {name}: {definition}" for name, definition in belongings.indexes]
-    names += [f"key {key.name}" for key in belongings.keys]
+    names += [f"key {key.name}" for key in planner.own_keys(belongings)]
     return sorted(names)
 
 

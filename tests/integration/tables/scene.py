@@ -34,9 +34,11 @@ CREATE INDEX journal_kind ON journal (kind) WHERE amount > 0;
 CREATE UNIQUE INDEX journal_lower ON journal (lower(note), at);
 COMMENT ON TABLE journal IS 'what happened';
 COMMENT ON COLUMN journal.note IS 'says why';
+COMMENT ON CONSTRAINT journal_pkey ON journal IS 'the number';
+COMMENT ON SEQUENCE journal_id_seq IS 'counts';
 GRANT SELECT, INSERT ON journal TO replicator;
 GRANT UPDATE (note) ON journal TO replicator WITH GRANT OPTION;
-GRANT USAGE ON SEQUENCE journal_id_seq TO replicator;
+GRANT USAGE ON SEQUENCE journal_id_seq TO replicator WITH GRANT OPTION;
 ALTER TABLE journal ENABLE ROW LEVEL SECURITY;
 CREATE POLICY sees ON journal AS PERMISSIVE FOR SELECT TO replicator USING (amount >= 0);
 ALTER TABLE journal ALTER note SET STATISTICS 500, ALTER kind SET (n_distinct = 7);
@@ -46,6 +48,8 @@ CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS
 CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$;
 CREATE TRIGGER stamp BEFORE INSERT ON journal FOR EACH ROW EXECUTE FUNCTION stamp();
 ALTER TABLE journal ENABLE ALWAYS TRIGGER stamp;
+COMMENT ON TRIGGER stamp ON journal IS 'when';
+COMMENT ON POLICY sees ON journal IS 'who';
 CREATE TRIGGER tell AFTER UPDATE ON journal FOR EACH STATEMENT EXECUTE FUNCTION tell();
 CREATE TRIGGER off AFTER UPDATE ON journal FOR EACH STATEMENT EXECUTE FUNCTION tell();
 ALTER TABLE journal DISABLE TRIGGER off;
@@ -119,11 +123,11 @@ class Conversion:
         assert not result.get("failed"), result.get("msg")
         return result
 
-    def refused(self, check: str, **changes: Any) -> dict[str, Any]:
+    def refused(self, says: str, **changes: Any) -> dict[str, Any]:
         before = self.database.sql(CATALOG)
         result = self.run(**changes)
         assert result.get("failed"), result
-        assert check in result["found"], result["msg"]
+        assert says in result["found"], result["msg"]
         assert result["remedy"]
         assert self.database.sql(CATALOG) == before
         return result

@@ -258,3 +258,16 @@ def test_a_run_that_finds_another_at_work_is_refused(partitions: Partitions) -> 
     finally:
         holder.close()
     partitions.done()
+
+
+def test_numbers_in_the_default_partition_are_compared_as_numbers(partitions: Partitions) -> None:
+    """As text 9 would come after 12000, and no window would hold a row."""
+    partitions.database.sql(
+        """CREATE TABLE counted (id int PRIMARY KEY) PARTITION BY RANGE (id);
+           CREATE TABLE counted_default PARTITION OF counted DEFAULT;
+           INSERT INTO counted VALUES (9), (12000)"""
+    )
+    words = {"table": "counted", "key": "id", "key_type": "integer", "interval": "1000", "start": "0"}
+    result = partitions.refused("default_rows", **words)
+    assert "1 rows of window 0 to 1000" in result["found"]
+    assert "1 rows of window 12000 to 13000" in result["found"]

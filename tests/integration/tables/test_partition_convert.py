@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.quoting import identifier
 
 from tests.integration.tables.scene import CATALOG, JOURNAL, Conversion
 from tests.integration.test_playbooks import Run
@@ -136,6 +137,35 @@ def test_what_goes_with_the_name(journal: Conversion) -> None:
 REFUSED = {
     "a materialized view": ("CREATE MATERIALIZED VIEW sums AS SELECT sum(amount) FROM journal", "materialized view"),
     "a rule": ("CREATE RULE quiet AS ON DELETE TO journal DO ALSO NOTHING", "rule quiet"),
+    "a rule of a view that writes into it": (
+        """CREATE VIEW door AS SELECT id, note FROM journal;
+           CREATE RULE through AS ON INSERT TO door DO INSTEAD INSERT INTO journal (note) VALUES (NEW.note)""",
+        "rule through on view public.door",
+    ),
+    "a default by its identity": (
+        "CREATE TABLE other (id bigint DEFAULT nextval('journal_id_seq'))",
+        "table public.other (through the sequence of an identity)",
+    ),
+    "a key that is called as ours are": (
+        "ALTER TABLE journal ADD CONSTRAINT serial_dbops UNIQUE (serial)",
+        "unique without at: journal_pkey (id), serial_dbops (serial)",
+    ),
+    "a constraint that is called as ours is": (
+        "ALTER TABLE journal ADD CONSTRAINT dbops_bound CHECK (kind < 100)",
+        "a constraint dbops_bound that this module did not make",
+    ),
+    "a partition's name that is taken": (
+        """DO $$BEGIN EXECUTE format('CREATE TABLE journal_p%s ()',
+             to_char(date_trunc('month', now() AT TIME ZONE 'UTC') + interval '2 months', 'YYYYMMDD')); END$$""",
+        "[free] names that something else has: journal_p",
+    ),
+    "a type's name that is taken": ("CREATE TYPE journal_legacy AS ENUM ()", "something else has: journal_legacy"),
+    "a build's name that is taken": ("CREATE TABLE journal_pkey_dbops ()", "something else has: journal_pkey_dbops"),
+    "a row at the end of time": (
+        "INSERT INTO journal (at) VALUES ('infinity')",
+        "the greatest value of at is infinity",
+    ),
+    "a row of the year 20000": ("INSERT INTO journal (at) VALUES ('20000-01-01')", "value of at is 20000-01-01"),
     "a function of its rows": (
         "CREATE FUNCTION f(journal) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "function public.f(public.journal)",
@@ -197,6 +227,134 @@ def test_what_would_not_go_with_it_is_refused_by_name(journal: Conversion, name:
     journal.refused(says)
 
 
+def test_a_key_with_an_order_of_its_own_is_refused(journal: Conversion) -> None:
+    """It would be built without that, and come back without it."""
+    journal.database.sql('CREATE UNIQUE INDEX ordered ON journal (note COLLATE "C" DESC)')
+    journal.refused("cannot simply get one column more: ordered", weaken=["journal_pkey", "ordered"])
+
+
+RIGHTS = {
+    "create": ("ALTER SCHEMA public OWNER TO postgres", "the user may not create in schema public"),
+    "execute": (
+        """CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+           REVOKE ALL ON FUNCTION audit FROM PUBLIC;
+           CREATE TRIGGER audit BEFORE INSERT ON journal FOR EACH ROW EXECUTE FUNCTION audit()""",
+        "the user may not execute function public.audit() of trigger audit",
+    ),
+    "references": ("ALTER TABLE kind OWNER TO postgres", "the user may not make a foreign key to public.kind"),
+    "row security": ("ALTER TABLE journal FORCE ROW LEVEL SECURITY", "holds for its owner, too"),
+    "view": (
+        "CREATE SCHEMA hers; CREATE VIEW hers.it AS SELECT id FROM journal; ",
+        "the user may not act as the owner of view hers.it",
+    ),
+}
+
+
+# On 13 the operator is a superuser, who lacks no right.
+@pytest.mark.parametrize("server", ["15", "17", "18"], indirect=True)
+@pytest.mark.parametrize("name", RIGHTS)
+@pytest.mark.parametrize("check", [False, True])
+def test_rights_are_missed_beforehand(journal: Conversion, name: str, check: bool) -> None:
+    statement, says = RIGHTS[name]
+    if name == "create":
+        journal.database.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC", user=users.SUPERUSER)
+    journal.database.sql(statement, user=users.SUPERUSER)
+    journal.refused(says, check=check)
+
+
+def test_numbers_are_compared_as_numbers(journal: Conversion) -> None:
+    """As text 9999 would be the greatest, and the cut before rows that are there."""
+    journal.database.sql(
+        "CREATE TABLE numbers (id int PRIMARY KEY); INSERT INTO numbers SELECT generate_series(1, 12000)"
+    )
+    words = {"table": "numbers", "key": "id", "key_type": "integer", "interval": "1000", "weaken": []}
+    assert journal.done(**words)["cut"] == "14000"
+
+
+def test_a_cut_that_a_killed_run_has_set_by_another_column_is_none(journal: Conversion) -> None:
+    """Its constraint would prove nothing, and the swap read the table under its lock."""
+    journal.database.sql(
+        """ALTER TABLE journal ADD made timestamptz NOT NULL DEFAULT now();
+           ALTER TABLE journal DROP CONSTRAINT journal_once; DROP INDEX journal_lower"""
+    )
+    assert journal.run(failpoint="build journal_pkey_dbops:before") == {}
+    result = journal.done(key="made", time_zone="America/New_York")
+    assert 'CHECK ("made" IS NOT NULL' in result["statements"][1]
+
+
+def test_the_way_back_takes_what_it_has_by_then(journal: Conversion) -> None:
+    """And what was taken from it does not come back."""
+    database = journal.database
+    journal.done()
+    database.sql(
+        """REVOKE ALL ON journal FROM replicator;
+           GRANT SELECT (note) ON journal TO replicator;
+           DROP POLICY sees ON journal;
+           ALTER TABLE journal DISABLE ROW LEVEL SECURITY;
+           ALTER TABLE journal REPLICA IDENTITY DEFAULT;
+           ALTER TABLE journal ALTER note SET STATISTICS 7, ALTER kind RESET (n_distinct);
+           ALTER TABLE journal ADD extra int DEFAULT 3, ADD CONSTRAINT few CHECK (extra < 10);
+           CREATE INDEX journal_extra ON journal (extra);
+           ALTER TABLE journal ADD CONSTRAINT journal_twice UNIQUE (extra, id, at);
+           COMMENT ON COLUMN journal.note IS NULL;
+           COMMENT ON COLUMN journal.extra IS 'new';
+           COMMENT ON CONSTRAINT few ON journal IS 'not many'"""
+    )
+    database.sql(f"ALTER TABLE journal OWNER TO {users.OPERATOR}", user=users.SUPERUSER)
+    journal.done(state="plain")
+    assert database.sql(
+        """SELECT pg_get_userbyid(relowner)::text, relrowsecurity, relreplident::text,
+                  has_table_privilege('replicator', oid, 'INSERT'),
+                  has_column_privilege('replicator', oid, 'note', 'SELECT'),
+                  col_description(oid, 6), col_description(oid, 8), to_regclass('journal_extra') IS NOT NULL,
+                  (SELECT obj_description(c.oid, 'pg_constraint') FROM pg_constraint c WHERE conname = 'few'),
+                  (SELECT conrelid = pg_class.oid FROM pg_constraint WHERE conname = 'journal_twice')
+             FROM pg_class WHERE oid = 'journal'::regclass""",
+        user=users.SUPERUSER,
+    ) == [(users.OPERATOR, False, "d", False, True, None, "new", True, "not many", True)]
+
+
+def test_the_way_back_that_duplicates_forbid_leaves_nothing(journal: Conversion) -> None:
+    """An index that it had built would forbid them, too."""
+    database = journal.database
+    journal.done()
+    assert journal.run(state="plain", failpoint="build journal_pkey_dbops:before") == {}
+    database.sql("INSERT INTO journal (id, at) SELECT id, at - interval '1 second' FROM journal WHERE id = 1")
+    assert "is duplicated" in journal.run(state="plain")["msg"]
+    assert database.sql("SELECT FROM pg_class WHERE relname = 'journal_pkey_dbops'") == []
+
+
+def test_extended_statistics_keep_name_owner_and_target(journal: Conversion) -> None:
+    database = journal.database
+    database.sql("ALTER STATISTICS journal_both SET STATISTICS 77; COMMENT ON STATISTICS journal_both IS 'both'")
+    database.sql("ANALYZE journal")
+    text = """SELECT pg_get_statisticsobjdef(oid), pg_get_userbyid(stxowner)::text, stxstattarget,
+                     obj_description(oid, 'pg_statistic_ext')
+                FROM pg_statistic_ext WHERE stxrelid = 'journal'::regclass ORDER BY stxname"""
+    before = database.sql(text)
+    journal.done()
+    assert database.sql(text) == before
+    database.sql("CREATE STATISTICS journal_more ON kind, amount FROM journal")
+    more = database.sql(text)
+    journal.done(state="plain")
+    assert database.sql(text) == more
+    counted = "SELECT statistics_name::text FROM pg_stats_ext WHERE n_distinct IS NOT NULL"
+    assert database.sql(counted) == [("journal_both",)], "what was counted is lost"
+
+
+def test_default_privileges_add_nothing(journal: Conversion) -> None:
+    database = journal.database
+    acl = "SELECT relacl::text FROM pg_class WHERE relname IN ('journal', 'journal_id_seq') ORDER BY relname"
+    before = database.sql(acl)
+    database.sql(
+        f"""ALTER DEFAULT PRIVILEGES FOR ROLE {users.OPERATOR} GRANT DELETE ON TABLES TO replicator, PUBLIC;
+            ALTER DEFAULT PRIVILEGES FOR ROLE {users.APPLICATION} GRANT UPDATE ON SEQUENCES TO PUBLIC""",
+        user=users.SUPERUSER,
+    )
+    journal.done()
+    assert database.sql(acl) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -211,6 +369,8 @@ def test_what_would_not_go_with_it_is_refused_by_name(journal: Conversion, name:
         ({"cut": "2099-01-15"}, "not the border of a window"),
         ({"legacy_name": "x" * 64}, "[names]"),
         ({"legacy_name": "kind"}, "[free]"),
+        ({"premake": -1}, "[numbers]"),
+        ({"name_template": "{table}_" + "x" * 63}, "[name_length]"),
         ({"table": "recent"}, "[plain] public.recent: no ordinary table"),
         ({"table": "nothing"}, "there is no table public.nothing"),
     ],
@@ -229,7 +389,8 @@ def test_the_way_back_ends_with_the_first_row_after_the_cut(journal: Conversion)
     database.sql("DELETE FROM journal WHERE at >= %s", [result["cut"]])
 
     # One that comes after the checks, and before the lock.
-    cut_back = journal.done(check=True, state="plain")["plan"][-1]["statements"]
+    plan = journal.done(check=True, state="plain")["plan"]
+    cut_back = next(step["statements"] for step in plan if step["name"] == "cut back journal")
     database.sql("INSERT INTO journal (at) VALUES (%s)", [result["cut"]])
     with pytest.raises(psycopg2.errors.RaiseException, match="holds a row by now"):
         database.sql("; ".join(cut_back))
@@ -298,3 +459,16 @@ def test_there_and_back_by_playbook(journal: Conversion) -> None:
     Run("partition_convert_rollback", hosts, **back).succeeded(changed=True)
     Run("partition_convert_rollback", hosts, **back).succeeded(changed=False)
     assert {row[1] for row in database.sql(CATALOG)} == {row[1] for row in before}
+
+
+@pytest.mark.parametrize("name", ["Journal", "my journal", "a.b", 'my"j'])
+def test_who_is_in_the_way_is_named_whatever_the_table_is_called(journal: Conversion, name: str) -> None:
+    quoted = identifier(name)
+    journal.database.sql(f"ALTER TABLE journal RENAME TO {quoted}")
+    with closing(journal.database.connect(application_name="the reader")) as reader:
+        reader.autocommit = False
+        reader.cursor().execute(f"SELECT FROM {quoted} LIMIT 1")
+        plan = journal.done(check=True, table=name)["plan"]
+        result = journal.run(table=name, lock_wait_timeout=1)
+    assert plan[0]["by_statement"][0]["blocked_by"][0]["application_name"] == "the reader"
+    assert "the reader" in result["msg"]

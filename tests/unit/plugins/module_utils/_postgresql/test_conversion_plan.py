@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._core.operation import Check
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.conversion_plan import (
+    Legacy,
     Prepared,
     Wish,
     check_cut,
@@ -125,9 +126,14 @@ def test_the_way_back_knows_what_the_keys_were() -> None:
     cut_over = convert(TABLE, ITS, WISH, Prepared())[-1].statements[-1].sql
     comment = cut_over[cut_over.index("dbops plain: ") : -1]
     one = Partition(2, "public", "t_legacy", "r", "FOR VALUES …", False, 0, 0)
-    legacy = legacy_of(one, replace(ITS, comment=comment), [("t_pkey_legacy", "t_pkey"), ("t_note_legacy", "t_note")])
+    legacy = legacy_of(one, replace(ITS, comment=comment))
     assert legacy.keys == (PRIMARY,)
-    steps = revert(replace(TABLE, partitions=(one,)), ITS, legacy, Prepared())
+    own = replace(
+        ITS,
+        keys=(replace(PRIMARY, name="t_pkey_legacy"),),
+        index_parents=(("t_pkey_legacy", "t_pkey"), ("t_note_legacy", "t_note")),
+    )
+    steps = revert(replace(TABLE, partitions=(one,)), ITS, Legacy(one, legacy.keys, own), Prepared())
     assert [step.name for step in steps] == ["build t_pkey_dbops", "cut back t"]
     assert '("id")' in steps[0].statements[0].sql
     last = " ".join(statement.sql for statement in steps[-1].statements)
@@ -137,6 +143,12 @@ def test_the_way_back_knows_what_the_keys_were() -> None:
 
 def test_there_is_no_way_back_past_a_row_or_a_dependent() -> None:
     child = replace(ITS, kind="p")
-    assert failed(check_way_back(TABLE, [], child)) == []
-    assert failed(check_way_back(TABLE, ["public.t_p1"], child)) == ["empty"]
-    assert failed(check_way_back(TABLE, [], replace(child, others=("materialized view sums",)))) == ["dependents"]
+    legacy = Legacy(Partition(2, "public", "t_legacy", "r", "FOR VALUES …", False, 0, 0), (PRIMARY,), ITS)
+    assert failed(check_way_back(TABLE, [], child, legacy)) == []
+    assert failed(check_way_back(TABLE, ["public.t_p1"], child, legacy)) == ["empty"]
+    more = replace(child, others=("materialized view sums",))
+    assert failed(check_way_back(TABLE, [], more, legacy)) == ["dependents"]
+    referred = replace(legacy, belongings=replace(ITS, problems=("constraint x of y refers to it",)))
+    assert failed(check_way_back(TABLE, [], child, referred)) == ["dependents"]
+    elsewhere = replace(legacy, partition=replace(legacy.partition, schema="attic"))
+    assert failed(check_way_back(TABLE, [], child, elsewhere)) == ["dependents"]
