@@ -25,14 +25,13 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.lab.cluster import Cluster
 from tests.lab.operation import environment
-from tests.lab.server import children
 from tests.lab.users import CHECKOUT, write_file
 
 SMALL = {
@@ -104,17 +103,29 @@ class Memory:
         own: list[int] = [self.pid]
         others: list[int] = []
         line = _command_line(self.pid)
-        waiting = list(children(self.pid))
+        below = _children()
+        waiting = below.get(self.pid, [])
         while waiting:
             pid = waiting.pop()
             (own if _command_line(pid) == line else others).append(pid)
-            waiting += children(pid)
+            waiting += below.get(pid, [])
         sizes = [_sizes(pid) for pid in own]
         self.main_rss = max(self.main_rss, sizes[0][0])
         self.controller_rss = max(self.controller_rss, sum(rss for rss, _pss in sizes))
         self.controller_pss = max(self.controller_pss, sum(pss for _rss, pss in sizes))
         self.forks = max(self.forks, len(own) - 1)
         self.modules_pss = max(self.modules_pss, sum(_sizes(pid)[1] for pid in others))
+
+
+def _children() -> dict[int, list[int]]:
+    """Of every process, read once: beside a thousand servers more takes longer than a module lives."""
+    found: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        with suppress(OSError):  # ended meanwhile
+            if name.isdigit():
+                stat = Path(f"/proc/{name}/stat").read_text()
+                found.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(name))
+    return found
 
 
 def _command_line(pid: int) -> bytes:
@@ -129,8 +140,10 @@ def _sizes(pid: int) -> tuple[float, float]:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
-        return 0.0, 0.0  # ended meanwhile
-    rss, pss = (int(re.findall(rf"(?m)^{word}: +(\d+) kB", text)[0]) / 1024 for word in ("Rss", "Pss"))
+        text = ""
+    # Of one that has ended meanwhile there is nothing to read.
+    found = [re.search(rf"(?m)^{word}: +(\d+) kB", text) for word in ("Rss", "Pss")]
+    rss, pss = (int(match[1]) / 1024 if match else 0.0 for match in found)
     return rss, pss
 
 
