@@ -121,6 +121,8 @@ class PartitionedTable:
     """Those that publish whatever table is made in the schema."""
     row_triggers: tuple[str, ...] = ()
     """Of the table and of its default partition."""
+    default_grantees: tuple[str, ...] = ()
+    """Who would get privileges of a new partition by the user's default privileges, past the table's row security."""
     partman: bool | None = False
     """Whether pg_partman manages the table; None where the user may not read that."""
     may_act_as_owner: bool = True
@@ -172,7 +174,12 @@ SELECT c.oid::bigint, nspname AS schema, relname AS name, pg_get_userbyid(relown
        pg_has_role(relowner, 'USAGE') AS may_act_as_owner, current_user::text AS "user",
        ARRAY(SELECT DISTINCT tgname::text FROM pg_trigger
               WHERE tgrelid IN (c.oid, partdefid) AND NOT tgisinternal AND tgtype & 1 = 1 AND tgname NOT LIKE 'dbops%%'
-              ORDER BY 1) AS row_triggers
+              ORDER BY 1) AS row_triggers,
+       ARRAY(SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END
+               FROM pg_default_acl, aclexplode(defaclacl)
+              WHERE relrowsecurity AND pg_get_userbyid(defaclrole) = current_user AND defaclobjtype = 'r'
+                    AND defaclnamespace IN (0, relnamespace) AND grantee NOT IN (defaclrole, relowner)
+              ORDER BY 1) AS default_grantees
   FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace LEFT JOIN pg_partitioned_table ON partrelid = c.oid
  WHERE nspname = %s AND relname = %s
 """
@@ -273,6 +280,7 @@ def read_table(session: Session, schema: str, name: str) -> PartitionedTable | N
         publications=_publications(session, oid),
         publishing_new=_publishing_new(session, schema),
         row_triggers=tuple(row["row_triggers"]),
+        default_grantees=tuple(row["default_grantees"]),
         partman=_partman(session, schema, name),
         may_act_as_owner=row["may_act_as_owner"],
         user=row["user"],

@@ -176,8 +176,9 @@ def new_table(facts: Facts, name: str, check: str, partitioned: str = "") -> tup
 
 
 def as_the_table_has_them(table: PartitionedTable, target: str, *, leaf: bool = True) -> tuple[Statement, ...]:
-    """What a new partition does not get by LIKE or PARTITION OF: owner, and replica identity."""
-    statements = []
+    """What a new partition does not get by LIKE or PARTITION OF: owner, and replica identity. And what it must not
+    have: nobody but its owner reads a partition past the policies of the whole."""
+    statements = [_statement(f"REVOKE ALL ON {target} FROM {one}") for one in table.default_grantees]
     if table.user != table.owner:
         statements.append(_statement(f"ALTER TABLE {target} OWNER TO {identifier(table.owner)}"))
     if leaf and table.replica_identity in _REPLICA_IDENTITY:

@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.lease import lease_key
 
 from tests.integration.tables.scene import CATALOG, Partitions
+from tests.lab import users
 from tests.lab.database import Database
 
 
@@ -271,3 +272,19 @@ def test_numbers_in_the_default_partition_are_compared_as_numbers(partitions: Pa
     result = partitions.refused("default_rows", **words)
     assert "1 rows of window 0 to 1000" in result["found"]
     assert "1 rows of window 12000 to 13000" in result["found"]
+
+
+def test_default_privileges_do_not_lead_past_row_security(partitions: Partitions) -> None:
+    database = partitions.database
+    database.sql("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO replicator", user=users.OPERATOR)
+    granted = """SELECT count(*) FROM pg_inherits WHERE inhparent = 'ev'::regclass
+                  AND has_table_privilege('replicator', inhrelid, 'SELECT')"""
+    assert len(partitions.done(premake=1)["created"]) == 2
+    assert database.value(granted) == 2, "as for every table that the user makes"
+    database.sql("ALTER TABLE ev ENABLE ROW LEVEL SECURITY")
+    assert len(partitions.done(premake=3, subpartitions={"key": "id", "modulus": 2})["created"]) == 2
+    assert database.value(granted) == 2
+    below = (
+        "SELECT count(*) FROM pg_class WHERE relname ~ '_[01]$' AND has_table_privilege('replicator', oid, 'SELECT')"
+    )
+    assert database.value(below) == 0
