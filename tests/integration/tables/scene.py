@@ -57,7 +57,7 @@ ALTER TABLE journal REPLICA IDENTITY FULL;
 CREATE VIEW recent WITH (security_barrier = true) AS SELECT id, at, note FROM journal WHERE amount >= 0;
 CREATE VIEW more_recent AS SELECT id FROM recent;
 CREATE PUBLICATION out FOR TABLE journal WITH (publish_via_partition_root = true);
-INSERT INTO journal (at, note) SELECT now() - n * interval '1 minute', 'fixed' || n FROM generate_series(1, 20000) n
+INSERT INTO journal (at, note) SELECT now() - n * interval '1 minute', 'fixed' || n FROM generate_series(1, 2000) n
 """
 
 

@@ -112,7 +112,7 @@ def test_what_goes_with_the_name(journal: Conversion) -> None:
     assert [key["name"] for key in result["weakened"]] == ["journal_pkey"]
     greatest = database.value("SELECT max(id) FROM journal")
     row = database.sql("INSERT INTO journal (at) VALUES (%s) RETURNING id, serial, note, kind", [result["cut"]])
-    assert row == [(greatest + 2, 20001, "stamped", 1)]
+    assert row == [(greatest + 2, 2001, "stamped", 1)]
     assert database.value("SELECT count(*) FROM recent WHERE note = 'stamped'") == 1, "the view means the old table"
     for statement, error in (
         ("INSERT INTO journal (kind) VALUES (2)", psycopg2.errors.ForeignKeyViolation),
