@@ -12,17 +12,16 @@ from typing import Any
 
 from .._core.clock import Clock, Deadline
 from .._core.errors import DbopsError
-from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
+from .._core.operation import Check, Step, refuse_unless_good
 from .._postgresql import conversion_plan as planner
-from .._postgresql.ddl import brief
 from .._postgresql.partition_catalog import BOUND, Partition, PartitionedTable, read_clock
 from .._postgresql.partition_keys import windows
 from .._postgresql.partition_plan import check_numbers, check_table, wanted_windows
 from .._postgresql.partition_steps import Request, Transaction
 from .._postgresql.quoting import identifier, suffixed
 from .._postgresql.table_belongings import Belongings, read_belongings
-from .partition import LONG, partition, read_partitioned, request_of
-from .table_work import TableWork, planned
+from .partition import partition, read_partitioned, request_of
+from .table_work import TableWork, planned_transaction
 
 READ_SECONDS = 3600.0  # for the one reading of the key where no index has it
 
@@ -84,7 +83,9 @@ class _Conversion:
             "state": ("would be " if check_mode else "") + ("plain" if back else "partitioned"),
             "checks": [check.as_dict() for check in checks],
             "plan": [
-                self.work.printed(_planned(transaction), transaction.statements, look=check_mode and not failed)
+                self.work.printed(
+                    planned_transaction(transaction), transaction.statements, look=check_mode and not failed
+                )
                 for transaction in transactions
             ],
             "statements": [statement.sql for one in transactions for statement in one.statements],
@@ -256,18 +257,11 @@ class _Conversion:
     # -- act
 
     def _step(self, transaction: Transaction) -> Step:
-        return Step(_planned(transaction), partial(self._apply, transaction), partial(self._undo, transaction))
-
-    def _apply(self, transaction: Transaction) -> None:
-        if transaction.long:
-            (statement,) = transaction.statements
-            self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
-        else:
-            brief(self.session, transaction.statements, patience=self.work.patience)
-
-    def _undo(self, transaction: Transaction) -> None:
-        if transaction.undo:
-            brief(self.session, transaction.undo, patience=self.work.patience)
+        return Step(
+            planned_transaction(transaction),
+            partial(self.work.execute, transaction),
+            partial(self.work.undo, transaction),
+        )
 
     def _verify(self, before: PartitionedTable, *, back: bool, carried: list[str]) -> None:
         after = self._table()
@@ -292,7 +286,3 @@ def _carried(belongings: Belongings) -> list[str]:
     names += [f"index {name}: {definition}" for name, definition in belongings.indexes]
     names += [f"key {key.name}" for key in planner.own_keys(belongings)]
     return sorted(names)
-
-
-def _planned(transaction: Transaction) -> PlannedStep:
-    return planned(transaction.name, transaction.summary, transaction.statements)

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._core.clock import Clock, Deadline, wait_until
 from .._core.errors import DbopsError
-from .._core.operation import Check, PlannedStep, Step, refuse_unless_good
+from .._core.operation import Check, Step, refuse_unless_good
 from .._postgresql import partition_plan as planner
 from .._postgresql.ddl import blockers, brief
 from .._postgresql.locks import ACCESS_EXCLUSIVE, Lock
@@ -34,11 +34,10 @@ from .._postgresql.partition_steps import Below, Facts, Request, Transaction, Wa
 from .._postgresql.quoting import qualified
 from .archive import Archiver, check_directory
 from .shadow_copy import ShadowCopy
-from .table_work import TableWork, planned
+from .table_work import TableWork, planned_transaction
 
 CLOCK_DIFFERENCE = 300.0  # seconds
 OLD_TRANSACTION = 10  # seconds
-LONG = 30 * 24 * 3600.0  # seconds; what has no limit of its own
 FOREIGN_KEY_VIOLATION = "23503"
 _MAY_CREATE = "SELECT has_schema_privilege(%s, 'CREATE')"
 _TEMPLATES = {"hour": "{table}_p{start:%Y%m%d_%H%M}", "step": "{table}_p{start}"}
@@ -161,7 +160,7 @@ class _Windows:
         plan, checks = self._plan(request, before)
         result = self._result(before, request, plan, checks)
         result["plan"] = [
-            self.work.printed(_planned(transaction), transaction.statements, look=check_mode)
+            self.work.printed(planned_transaction(transaction), transaction.statements, look=check_mode)
             for transaction in plan.transactions
         ]
         try:
@@ -292,11 +291,9 @@ class _Windows:
     # -- act
 
     def _step(self, transaction: Transaction) -> Step:
-        return Step(_planned(transaction), partial(self._apply, transaction), partial(self._undo, transaction))
-
-    def _undo(self, transaction: Transaction) -> None:
-        if transaction.undo:
-            brief(self.session, transaction.undo, patience=self.work.patience)
+        return Step(
+            planned_transaction(transaction), partial(self._apply, transaction), partial(self.work.undo, transaction)
+        )
 
     def _apply(self, transaction: Transaction) -> None:
         if transaction.work == "copy":
@@ -304,7 +301,7 @@ class _Windows:
         elif transaction.work == "compare":
             ShadowCopy(self.work, self._table()).compare()
         elif transaction.partition is None:
-            self._execute(transaction)
+            self.work.execute(transaction)
         elif transaction.work == "detach":
             self._detach(transaction, transaction.partition)
         else:
@@ -314,13 +311,6 @@ class _Windows:
             else:
                 archiver.drop(transaction.partition, transaction.statements)
 
-    def _execute(self, transaction: Transaction) -> None:
-        if transaction.long:
-            (statement,) = transaction.statements
-            self.session.run(statement.sql, deadline=Deadline.after(self.work.clock, LONG))
-        else:
-            brief(self.session, transaction.statements, patience=self.work.patience)
-
     def _detach(self, transaction: Transaction, child: Partition) -> None:
         """CONCURRENTLY, its first half takes effect at once: from then on nobody sees the rows, and no other partition
         can be detached. So it waits before it begins, and has no limit in the middle. What ends it all the same, a
@@ -328,7 +318,7 @@ class _Windows:
         if transaction.long:
             self._await_old_transactions()
         try:
-            self._execute(transaction)
+            self.work.execute(transaction)
         except DbopsError as error:
             if error.details.get("sqlstate") == FOREIGN_KEY_VIOLATION:
                 # Before 18 the server names a constraint of its own making.
@@ -397,10 +387,6 @@ class _Windows:
             "warnings": planner.warnings(before, plan),
             "diff": {"before": _lines(names), "after": _lines(after)},
         }
-
-
-def _planned(transaction: Transaction) -> PlannedStep:
-    return planned(transaction.name, transaction.summary, transaction.statements)
 
 
 def _lines(partitions: dict[str, str]) -> str:

@@ -18,12 +18,14 @@ from .._core.errors import DbopsError
 from .._core.journal import Journal, make_state_directory, params_hash
 from .._core.operation import PlannedStep, Runner, Step
 from .._postgresql.client import Session, connect
-from .._postgresql.ddl import Patience, blockers
+from .._postgresql.ddl import Patience, blockers, brief
 from .._postgresql.lease import HOLDERS, TAKE, lease_key
 from .._postgresql.locks import Statement, strongest
+from .._postgresql.partition_steps import Transaction
 from .members import endpoint
 
 LOGIN_SECONDS = 10.0
+LONG_SECONDS = 30 * 24 * 3600.0  # what has no limit of its own
 LEASE_SECONDS = 2.0
 CALL_SECONDS = 60.0  # for reads of the catalog and brief DDL; what takes long has a limit of its own
 
@@ -145,6 +147,17 @@ class TableWork:
         self.runner = Runner(journal=self.journal, clock=self.clock, started=self._started)
         return self.runner
 
+    def execute(self, transaction: Transaction) -> None:
+        if transaction.long:
+            (statement,) = transaction.statements
+            self.session.run(statement.sql, deadline=Deadline.after(self.clock, LONG_SECONDS))
+        else:
+            brief(self.session, transaction.statements, patience=self.patience)
+
+    def undo(self, transaction: Transaction) -> None:
+        if transaction.undo:
+            brief(self.session, transaction.undo, patience=self.patience)
+
     def run(self, steps: list[Step]) -> None:
         """Apply them in order. When one fails, what was begun is undone: that takes away what only helps on the way,
         because a step whose effect is wanted has no undo. The next run goes on from there."""
@@ -159,3 +172,7 @@ class TableWork:
                 self.journal.append("plan", "closed", state="failed")
             raise error.with_details(timeline=self.runner.timeline, undo_errors=self.runner.undo_errors) from error
         self.journal.append("plan", "closed", state="done")
+
+
+def planned_transaction(transaction: Transaction) -> PlannedStep:
+    return planned(transaction.name, transaction.summary, transaction.statements)

@@ -48,6 +48,10 @@ def test_there_and_back_under_load(journal: Conversion) -> None:
         back = journal.done(state="plain")
     running.check("journal")
     assert back["state"] == "plain"
+    for result in (there, back):
+        (swap,) = [step for step in result["timeline"] if step["step"].startswith("cut ")]
+        print(f"{swap['step']}: {swap['duration_ms']} ms")
+    print(f"longest wait of the writer {running.writer.longest:.0f} ms, of the reader {running.reader.longest:.0f} ms")
     assert journal.done(state="plain")["changed"] is False
     names = {row[1] for row in before}
     assert {row[1] for row in database.sql(CATALOG)} == names
