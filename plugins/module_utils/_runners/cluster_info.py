@@ -14,7 +14,7 @@ from .._postgresql import switchover_plan as planner
 from .._postgresql.catalog import NodeFacts
 from .._postgresql.client import Endpoint, connect
 from .._postgresql.switchover_plan import LocalFacts, Observed, Request
-from .members import ClusterSessions, members, replication_endpoint
+from .members import LOGIN_SECONDS, ClusterSessions, members, replication_endpoint
 
 SECONDS = 10.0
 
@@ -22,7 +22,13 @@ SECONDS = 10.0
 def cluster_info(options: dict[str, Any], *, clock: Clock) -> dict[str, Any]:
     """``options`` is the argument dictionary of pg_cluster_info; its RETURN documents the result."""
     known = members(options["nodes"])
-    sessions = ClusterSessions(options["nodes"], clock=clock, application_name="dbops pg_cluster_info", timeout=SECONDS)
+    sessions = ClusterSessions(
+        options["nodes"],
+        clock=clock,
+        application_name="dbops pg_cluster_info",
+        timeout=SECONDS,
+        login_timeout=LOGIN_SECONDS,
+    )
     try:
         facts = sessions.facts()
     finally:

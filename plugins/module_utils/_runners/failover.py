@@ -26,7 +26,7 @@ from .._postgresql.client import connect
 from .._postgresql.failover_plan import FailoverPlan, FailoverRequest, Fence, Witness
 from .._postgresql.lsn import format_lsn
 from .._postgresql.switchover_plan import RETRY_INTERVAL, Follower, LocalFacts, Observed, marker_slot, topology
-from .members import ClusterSessions, members, replication_endpoint
+from .members import LOGIN_SECONDS, ClusterSessions, members, replication_endpoint
 from .promotion import CALL_SECONDS, PromotionSteps
 
 REPLAY_LOOK_SECONDS = 0.05
@@ -72,7 +72,11 @@ class Failover:
         self.check_mode = check_mode
         self.request = failover_request(options, check_mode=check_mode)
         self.sessions = ClusterSessions(
-            options["nodes"], clock=clock, application_name="dbops replica_promote", timeout=CALL_SECONDS
+            options["nodes"],
+            clock=clock,
+            application_name="dbops replica_promote",
+            timeout=CALL_SECONDS,
+            login_timeout=LOGIN_SECONDS,
         )
         self.directory = Path(options["state_dir"]) / self.request.cluster
         self.outcome = Outcome()

@@ -19,6 +19,9 @@ from .._postgresql.lease import HOLDERS, TAKE, lease_key, system_key
 from .._postgresql.pgbouncer import PoolerConsole, following
 from .._postgresql.switchover_plan import Member, PoolerFacts, PoolerRoute
 
+LOGIN_SECONDS = 5.0
+"""Where a server may be gone: its host does not refuse then, and a failover looks from several hosts in turn."""
+
 
 def endpoint(options: dict[str, Any]) -> Endpoint:
     """One entry of ``nodes`` or ``poolers``, or a module's flat ``login_*`` options."""
@@ -95,11 +98,20 @@ class ClusterSessions:
     Once ``leases`` are set every new session takes them: a member that was restarted has forgotten who holds them.
     """
 
-    def __init__(self, nodes: Iterable[dict[str, Any]], *, clock: Clock, application_name: str, timeout: float) -> None:
+    def __init__(
+        self,
+        nodes: Iterable[dict[str, Any]],
+        *,
+        clock: Clock,
+        application_name: str,
+        timeout: float,
+        login_timeout: float | None = None,
+    ) -> None:
         self.endpoints = {node["name"]: endpoint(node) for node in nodes}
         self._clock = clock
         self._application_name = application_name
         self._timeout = timeout
+        self._login_timeout = login_timeout or timeout
         self._sessions: dict[str, Session] = {}
         self.leases: list[tuple[int, int]] = []
 
@@ -109,7 +121,7 @@ class ClusterSessions:
             session = connect(
                 self.endpoints[name],
                 clock=self._clock,
-                timeout=timeout or self._timeout,
+                timeout=timeout or self._login_timeout,
                 application_name=self._application_name,
             )
             with suppress(DbopsError):  # a session that is of no use says so when it is used
