@@ -60,7 +60,7 @@ TUNED = {
     "loop_wait": 1,
     "ttl": 20,
     "retry_timeout": 3,
-    "postgresql": {"use_pg_rewind": True, "parameters": {"wal_retrieve_retry_interval": "100ms"}},
+    "postgresql": {"use_pg_rewind": True, "parameters": {"wal_retrieve_retry_interval": "10ms"}},
 }
 
 

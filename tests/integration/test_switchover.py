@@ -296,6 +296,27 @@ def test_what_is_carried_and_what_is_put_back(scene: Scene, tmp_path: Path) -> N
             node.sql("SELECT pg_drop_replication_slot('backup') FROM pg_replication_slots WHERE slot_name = 'backup'")
 
 
+def zeros_at_the_end(path: Path) -> int:
+    content = path.read_bytes()
+    return len(content) - len(content.rstrip(b"\0"))
+
+
+@on("13", "15", "18")
+@pytest.mark.parametrize("decoded", [False, True], ids=["nobody decodes", "a logical slot"])
+def test_the_segment_is_filled_before_the_pause(scene: Scene, decoded: bool) -> None:
+    """Otherwise the rest of it, zeros, is written and sent while clients wait."""
+    if decoded:
+        scene.primary.sql("SELECT pg_create_logical_replication_slot('reader', 'test_decoding')")
+    archive_all(scene.primary)  # an empty segment begins
+    segment = scene.primary.sql("SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'x'))")[0][0]
+    result = scene.switch(accept_lost_slots=["reader"] if decoded else [])
+    assert not result.get("failed"), result
+    zeros = zeros_at_the_end(scene.cluster.archive / segment)
+    assert (zeros > 14 * 2**20) if decoded else (zeros < 2**20), zeros
+    [step] = [step for step in result["plan"] if step["name"] == "checkpoints"]
+    assert ("fill the WAL segment" in step["summary"]) != decoded
+
+
 @on("13", "18")
 def test_a_hole_in_the_archive_is_named(scene: Scene) -> None:
     """archive_command begins to fail when the prechecks are long over: with the planted signal file."""

@@ -13,7 +13,8 @@ from . import switchover_plan as base
 from .lsn import format_lsn
 from .managers import PATRONI, commands
 from .patroni import PatroniFacts, PatroniMember
-from .switchover_plan import Member, Observed, Request, SwitchoverPlan
+from .switchover_plan import Member, Observed, Request, SwitchoverPlan, planned_checkpoints
+from .wal_filler import worth_filling
 
 # Those of our prechecks that say something of a switchover whose steps are not ours. Slots of members, the list of
 # synchronous standbys, and start and stop of the servers are Patroni's.
@@ -246,6 +247,7 @@ def make_plan(request: Request, observed: Observed, primary: str, *, bin_dir: st
         retry_interval_before=None,
         bin_dir=bin_dir,
         manager=PATRONI,
+        fill_segment=worth_filling(observed.nodes[primary]),
     )
 
 
@@ -260,9 +262,7 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
             ("CREATE SCHEMA IF NOT EXISTS dbops", "INSERT INTO dbops.operation …"),
             locks="ROW EXCLUSIVE on dbops.operation",
         ),
-        PlannedStep(
-            "checkpoints", f"checkpoint {old} twice and {new} once, so that the shutdown is short", ("CHECKPOINT",)
-        ),
+        planned_checkpoints(plan),
         PlannedStep(
             "pause_poolers",
             f"pause the poolers ({poolers}); clients wait from here on",

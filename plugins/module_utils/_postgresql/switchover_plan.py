@@ -16,10 +16,11 @@ from .catalog import NodeFacts
 from .lsn import format_lsn
 from .managers import commands
 from .sync_names import SyncRule, parse_sync_rule
+from .wal_filler import worth_filling
 
 OLDEST_MAJOR = 13
 KIND = "switchover"
-RETRY_INTERVAL = "100ms"
+RETRY_INTERVAL = "10ms"
 DEFAULT_RETRY_INTERVAL = "5000"
 
 
@@ -1072,6 +1073,7 @@ class SwitchoverPlan:
     retry_interval_before: str | None
     bin_dir: str = ""
     manager: str = ""  # who promotes, where that is not this collection
+    fill_segment: bool = False
 
     def as_detail(self) -> dict[str, Any]:
         return {
@@ -1185,6 +1187,16 @@ def make_plan(
         sync_needs_old_primary=sync.needs_old_primary and not request.accept_async_window,
         retry_interval_before=retry_interval_before,
         bin_dir=bin_dir,
+        fill_segment=worth_filling(observed.nodes[primary]),
+    )
+
+
+def planned_checkpoints(plan: SwitchoverPlan) -> PlannedStep:
+    fill = f", and fill the WAL segment of {plan.old_primary}" if plan.fill_segment else ""
+    return PlannedStep(
+        "checkpoints",
+        f"checkpoint {plan.old_primary} twice and {plan.candidate} once{fill}, so that the shutdown is short",
+        ("CHECKPOINT", *(("SELECT pg_logical_emit_message(false, 'dbops', …)",) if plan.fill_segment else ())),
     )
 
 
@@ -1216,9 +1228,7 @@ def planned_steps(request: Request, plan: SwitchoverPlan) -> dict[str, PlannedSt
                 "SELECT pg_reload_conf()",
             ),
         ),
-        PlannedStep(
-            "checkpoints", f"checkpoint {old} twice and {new} once, so that the shutdown is short", ("CHECKPOINT",)
-        ),
+        planned_checkpoints(plan),
         PlannedStep(
             "pause_poolers",
             f"pause the poolers ({poolers}); clients wait from here on",

@@ -14,6 +14,7 @@ from .._core.errors import DbopsError
 from .._core.journal import Journal
 from .._core.operation import Runner, Step
 from .._postgresql import switchover_plan as planner
+from .._postgresql import wal_filler
 from .._postgresql.client import Session
 from .._postgresql.control import read_control
 from .._postgresql.follow_up import follow_up
@@ -26,6 +27,8 @@ from .switchover_context import SwitchoverContext
 
 INTENT_SECONDS = 5.0
 UNDO_SECONDS = 60.0
+FILL_SECONDS = 2.0
+PAGE_HEADER_BYTES = 64  # by which an insert position can be ahead of what will ever be replayed (intent, below)
 DRAIN_SHARE = 0.4  # of the pause: the rest is needed to stop, prove and promote
 LAST_LOOK_SECONDS = 0.25
 
@@ -173,12 +176,46 @@ class SwitchoverSteps(PromotionSteps):
         session.run("SELECT pg_reload_conf()")
 
     def apply_checkpoints(self) -> None:
-        """The second is short, and makes the one at shutdown short. Then everything the pause needs is opened."""
+        """The second is short, and makes the one at shutdown short. Everything the pause needs is opened. In between the
+        WAL segment is filled: a checkpoint that finds one three quarters full makes the next one ready, which is where
+        the shutdown's record goes, on either server."""
         deadline = Deadline.after(self.clock, self.options["checkpoint_timeout"])
+        primary, candidate = self.sessions.to(self.plan.old_primary), self.sessions.to(self.plan.candidate)
+        began, before = self.clock.monotonic(), self._written(primary)
+        primary.run("CHECKPOINT", deadline=deadline)
+        candidate.run("CHECKPOINT", deadline=deadline)
+        self._prepare_poolers()
+        if self.plan.fill_segment:
+            self._fill_segment((self._written(primary) - before) / max(0.001, self.clock.monotonic() - began))
+        primary.run("CHECKPOINT", deadline=deadline)
+        if self.plan.fill_segment:
+            # Without the primary's to begin from it would do nothing. What was written must not be on its way when the
+            # pause begins either; where it takes longer than this the proof waits for it.
+            self._replayed_soon(self._written(primary))
+            candidate.run("CHECKPOINT", deadline=deadline)
+
+    @staticmethod
+    def _written(session: Session) -> int:
+        return parse_lsn(session.value("SELECT pg_current_wal_insert_lsn()::text"))
+
+    def _fill_segment(self, bytes_per_second: float) -> None:
         primary = self.sessions.to(self.plan.old_primary)
-        primary.run("CHECKPOINT", deadline=deadline)
-        self.sessions.to(self.plan.candidate).run("CHECKPOINT", deadline=deadline)
-        primary.run("CHECKPOINT", deadline=deadline)
+        size = int(primary.value("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'"))
+        try:
+            for statement, parameters in wal_filler.calls(self._written(primary), size, bytes_per_second):
+                primary.run(statement, parameters)
+        except DbopsError as error:
+            self.warnings.append(f"the WAL segment was not filled, so the pause takes longer: {error.found}")
+
+    def _replayed_soon(self, written: int) -> None:
+        candidate, patience = self.sessions.to(self.plan.candidate), Deadline.after(self.clock, FILL_SECONDS)
+        while not patience.passed():
+            text = candidate.value("SELECT pg_last_wal_replay_lsn()::text")
+            if text is None or parse_lsn(text) + PAGE_HEADER_BYTES >= written:
+                return
+            self.clock.sleep(POLL_SECONDS)
+
+    def _prepare_poolers(self) -> None:
         for name, console in self.consoles.items():
             databases = self._following(name, Deadline.after(self.clock, CALL_SECONDS), self.plan.old_primary)
             self._routes[name] = [database.name for database in databases]
