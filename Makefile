@@ -8,7 +8,7 @@ unexport HOME # an empty HOME puts ~/.ansible at the root of the file system; wi
 endif
 
 .NOTPARALLEL:
-.PHONY: help demo demo-down test test-fast lint faults molecule fresh-debian bench-promote bench-fleet bench-partition docs clean
+.PHONY: help demo demo-down test test-fast lint faults molecule fresh-debian bench-promote bench-fleet bench-partition bench-consistency docs clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 22
@@ -71,6 +71,14 @@ bench-partition: ## partitions and indexes changed under load, beside pg_partman
 	@tools/bootstrap.sh test
 	@tools/bootstrap.sh partsmith || echo 'bench-partition: PG-PARTSMITH CANNOT BE INSTALLED HERE, its rows are left out' >&2
 	@.venv/bin/python -m tests.benchmarks.bench_partition --runs '$(RUNS)' --rows '$(ROWS)' --leaf-rows '$(LEAF_ROWS)'
+
+bench-consistency: RUNS = 3
+bench-consistency: ROWS = 2000000
+bench-consistency: ## what it costs to know that two tables are the same, beside reladiff and data-diff; or ROWS=200000 RUNS=1 for a look
+	@tools/bootstrap.sh test
+	@tools/bootstrap.sh reladiff || echo 'bench-consistency: RELADIFF CANNOT BE INSTALLED HERE, its rows are left out' >&2
+	@tools/bootstrap.sh datadiff || echo 'bench-consistency: DATA-DIFF CANNOT BE INSTALLED HERE, its rows are left out' >&2
+	@.venv/bin/python -m tests.benchmarks.bench_consistency --runs '$(RUNS)' --rows '$(ROWS)'
 
 molecule: ## scenarios on hosts with systemd, over SSH, as root: all of them, or SCENARIO=promote_replica
 	@tools/bootstrap.sh molecule

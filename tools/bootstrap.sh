@@ -1,8 +1,9 @@
 #!/bin/sh
-# Make a virtual environment ready: tools/bootstrap.sh demo|test|molecule|lint|importer|docs|patroni|awx|partsmith
+# Make a virtual environment ready: tools/bootstrap.sh demo|test|molecule|lint|importer|docs|patroni|awx|partsmith|reladiff|datadiff
 #
 # demo, test and molecule share .venv, each adds to the one before; molecule also installs the Debian packages that make
-# hosts. The linters live in .venv-lint, Sphinx in .venv-docs, the collection awx.awx in .venv-awx, pg-partsmith in .venv-partsmith, and
+# hosts. The linters live in .venv-lint, Sphinx in .venv-docs, the collection awx.awx in .venv-awx, what benchmarks are compared with in a
+# place of its own each, and
 # galaxy-importer, whose pins break the others, in .venv-importer. Patroni, in .venv-patroni, is a program the lab starts: as
 # root under another user, who can start no python3 but the system's. Nothing is done when the requirements, the interpreter and the place
 # of the checkout are those of the last time, so that every make target can call this first.
@@ -30,8 +31,8 @@ case $what in
     docs) venv=.venv-docs sets="docs" ;;
     patroni) venv=.venv-patroni sets="patroni" ;;
     awx) venv=.venv-awx sets="awx" ;;
-    partsmith) venv=.venv-partsmith sets="partsmith" ;;
-    *) die "usage: tools/bootstrap.sh demo|test|molecule|lint|importer|docs|patroni|awx|partsmith" ;;
+    partsmith|reladiff|datadiff) venv=.venv-$what sets=$what ;;
+    *) die "usage: tools/bootstrap.sh demo|test|molecule|lint|importer|docs|patroni|awx|partsmith|reladiff|datadiff" ;;
 esac
 # shellcheck disable=SC2086 # one file per word
 files=$(printf ' requirements/%s.txt' $sets)

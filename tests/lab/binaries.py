@@ -128,6 +128,23 @@ def partsmith() -> list[str]:
     return [str(python), "-m", "pg_partsmith.cli"]
 
 
+def reladiff() -> list[str]:
+    """The command reladiff as words. ``tools/bootstrap.sh reladiff`` makes its virtual environment."""
+    return _program("reladiff", "reladiff")
+
+
+def datadiff() -> list[str]:
+    """The command data-diff as words. ``tools/bootstrap.sh datadiff`` makes its virtual environment."""
+    return _program("datadiff", "data_diff")
+
+
+def _program(name: str, module: str) -> list[str]:
+    python = CHECKOUT / f".venv-{name}" / "bin" / "python"
+    if not python.exists():
+        raise MissingProgram(f"{name} is not installed: tools/bootstrap.sh {name}")
+    return [str(python), "-m", module]
+
+
 def debian_package(name: str, target: Path) -> None:
     """Unpack a Debian package (of this machine's release) below ``target`` without installing it."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -40,6 +40,8 @@ ELSEWHERE = {
     "dbops_hosts",
     "dbops_partitions",
     "dbops_conversion",
+    "dbops_consistency",
+    "dbops_repair",
     "find_primary_found",
 }
 

@@ -152,3 +152,100 @@ def conversion_options() -> dict[str, Any]:
         "legacy_name": {"type": "str"},
         "name_template": {"type": "str"},
     }
+
+
+def side_options() -> dict[str, Any]:
+    """One of two servers that are compared."""
+    return login_options()
+
+
+def ledger_options() -> dict[str, Any]:
+    """Accounts and their journal, by default as they are in the examples."""
+    return {
+        "accounts": {"type": "str", "default": "public.accounts"},
+        "journal": {"type": "str", "default": "public.transaction_journal"},
+        "key": {"type": "list", "elements": "str", "default": ["user_id", "currency"], "no_log": False},
+        "balance": {"type": "str", "default": "total"},
+        "available": {"type": "str", "default": "available"},
+        "reserved": {"type": "str", "default": "reserved"},
+        "version": {"type": "str", "default": "version"},
+        "amount": {"type": "str", "default": "amount"},
+        "sign": {"type": "str", "default": "type"},
+        "credit": {"type": "list", "elements": "str", "default": ["credit"]},
+        "debit": {"type": "list", "elements": "str", "default": ["debit"]},
+        "status": {"type": "str", "default": "status"},
+        "completed": {"type": "list", "elements": "str", "default": ["completed"]},
+        "tolerance": {"type": "str", "default": "0"},
+        "accounts_where": {"type": "str"},
+        "journal_where": {"type": "str"},
+        "conditions": {
+            "type": "list",
+            "elements": "str",
+            "default": ["available >= 0", "reserved >= 0", "total = available + reserved"],
+        },
+    }
+
+
+def consistency_options() -> dict[str, Any]:
+    """Of consistency_check."""
+    kinds = ["table", "counts", "ledger", "constraints", "sequences", "indexes", "replication"]
+    check = {
+        "kind": {"type": "str", "required": True, "choices": kinds},
+        "tables": {"type": "list", "elements": "str"},
+        "exclude_tables": {"type": "list", "elements": "str", "default": []},
+        "key": {"type": "list", "elements": "str", "no_log": False},
+        "columns": {"type": "list", "elements": "str"},
+        "exclude": {"type": "list", "elements": "str"},
+        "where": {"type": "str"},
+        "hash": {"type": "str", "choices": ["fast", "strict"], "default": "fast"},
+        "ledger": {"type": "dict", "options": ledger_options(), "apply_defaults": True},
+        "amcheck": {"type": "str", "choices": ["auto", "required", "never"], "default": "auto"},
+        "heapallindexed": {"type": "bool", "default": False},
+        "max_lag_bytes": {"type": "int", "default": 16 * 1024 * 1024},
+        "max_lag_seconds": {"type": "float", "default": 30.0},
+        "max_slot_bytes": {"type": "int", "default": 1024 * 1024 * 1024},
+    }
+    return {
+        "source": {"type": "dict", "required": True, "options": side_options()},
+        "target": {"type": "dict", "options": side_options()},
+        "checks": {
+            "type": "list",
+            "elements": "dict",
+            "required": True,
+            "options": check,
+            "required_if": [("kind", "table", ["tables"]), ("kind", "counts", ["tables"])],
+        },
+        "workers": {"type": "int", "default": 2},
+        "parallel_workers": {"type": "int", "default": 0},
+        "chunk_rows": {"type": "int", "default": 65536},
+        "snapshot": {"type": "str", "choices": ["piece", "run"], "default": "piece"},
+        "recheck_rounds": {"type": "int", "default": 10},
+        "recheck_delay": {"type": "float", "default": 0.2},
+        "lag_timeout": {"type": "float", "default": 60.0},
+        "max_differences": {"type": "int", "default": 10000},
+        "sample": {"type": "int", "default": 20},
+        "duty_percent": {"type": "int", "default": 100},
+        "max_lag_bytes": {"type": "int", "default": 0},
+        "resume": {"type": "bool", "default": False},
+        "resume_within": {"type": "float", "default": 3600.0},
+        "state_dir": {"type": "path", "default": "/var/lib/dbops"},
+        "report_file": {"type": "path"},
+        "plan_file": {"type": "path"},
+        "metrics_file": {"type": "path"},
+        "metrics_labels": {"type": "dict", "default": {}},
+        "fail_on_differences": {"type": "bool", "default": True},
+    }
+
+
+def repair_options() -> dict[str, Any]:
+    """Of consistency_repair."""
+    return {
+        "source": {"type": "dict", "options": side_options()},
+        "target": {"type": "dict", "required": True, "options": side_options()},
+        "state": {"type": "str", "choices": ["repaired", "undone"], "default": "repaired"},
+        "plan_file": {"type": "path"},
+        "undo_file": {"type": "path", "required": True},
+        "max_age": {"type": "float", "default": 3600.0},
+        "max_rows": {"type": "int", "default": 1000},
+        "sample": {"type": "int", "default": 20},
+    }

@@ -178,6 +178,16 @@ class Session:
         deadline: Deadline | None = None,
     ) -> list[dict[str, Any]]:
         """Run one statement; a list of dictionaries, empty where it returns no rows."""
+        names, rows = self._result(statement, parameters, deadline)
+        return [dict(zip(names, row)) for row in rows]
+
+    def tuples(self, statement: Any, *, deadline: Deadline | None = None) -> list[tuple[Any, ...]]:
+        """The same without names, for results that are large; ``statement`` is complete, a % in it is a %."""
+        return self._result(statement, None, deadline)[1]
+
+    def _result(
+        self, statement: Any, parameters: Sequence[Any] | Mapping[str, Any] | None, deadline: Deadline | None
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
         deadline = deadline or Deadline.after(self.clock, self.timeout)
         if self.closed:
             raise self._error("the connection is closed")
@@ -185,9 +195,8 @@ class Session:
             with _bounded(deadline), self._connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
                 if cursor.description is None:
-                    return []
-                names = [column[0] for column in cursor.description]
-                return [dict(zip(names, row)) for row in cursor.fetchall()]
+                    return [], []
+                return [column[0] for column in cursor.description], cursor.fetchall()
         except CallTimeout as error:
             self.close()
             raise self._error(plain_error(error)) from error

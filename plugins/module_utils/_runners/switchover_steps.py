@@ -176,9 +176,9 @@ class SwitchoverSteps(PromotionSteps):
         session.run("SELECT pg_reload_conf()")
 
     def apply_checkpoints(self) -> None:
-        """The second is short, and makes the one at shutdown short. Everything the pause needs is opened. In between the
-        WAL segment is filled: a checkpoint that finds one three quarters full makes the next one ready, which is where
-        the shutdown's record goes, on either server."""
+        """The second is short, and makes the one at shutdown short. Everything the pause needs is opened. In between
+        the WAL segment is filled: a checkpoint that finds one three quarters full makes the next one ready, which is
+        where the shutdown's record goes, on either server."""
         deadline = Deadline.after(self.clock, self.options["checkpoint_timeout"])
         primary, candidate = self.sessions.to(self.plan.old_primary), self.sessions.to(self.plan.candidate)
         began, before = self.clock.monotonic(), self._written(primary)

@@ -22,6 +22,7 @@ from .._postgresql.ddl import Patience, blockers, brief
 from .._postgresql.lease import HOLDERS, TAKE, lease_key
 from .._postgresql.locks import Statement, strongest
 from .._postgresql.partition_steps import Transaction
+from .._postgresql.session_settings import SAME_EVERYWHERE, UNLIMITED, set_all
 from .members import endpoint
 
 LOGIN_SECONDS = 10.0
@@ -29,19 +30,8 @@ LONG_SECONDS = 30 * 24 * 3600.0  # what has no limit of its own
 LEASE_SECONDS = 2.0
 CALL_SECONDS = 60.0  # for reads of the catalog and brief DDL; what takes long has a limit of its own
 
-_SESSION = """
-SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO, YMD', false),
-       set_config('IntervalStyle', 'postgres', false), set_config('search_path', '', false),
-       set_config('row_security', 'off', false),
-       set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
-       set_config('idle_in_transaction_session_timeout', '60s', false),
-       (SELECT count(set_config(name, '0', false)) FROM pg_settings
-         WHERE name IN ('idle_session_timeout', 'transaction_timeout'))
-"""
-# Bounds and expressions are printed by these settings, and a role may have been given others. An empty search_path
-# makes the server print every name with its schema. With row_security off a policy that would hide rows from us, which
-# we would then not count, copy or archive, is an error. The last two settings are of 14 and of 17: the session that
-# holds the lease is idle for as long as the others work.
+# The session that holds the lease is idle for as long as the others work.
+_SESSION = set_all({**SAME_EVERYWHERE, **UNLIMITED})
 
 
 def planned(name: str, summary: str, statements: Sequence[Statement]) -> PlannedStep:

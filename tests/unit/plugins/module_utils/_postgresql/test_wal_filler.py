@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.catalog import NodeFacts, Slot
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.wal_filler import (
     LEAST_LEFT,
@@ -14,6 +11,8 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.wal_fil
     messages,
     worth_filling,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 SEGMENT = 16 * 2**20
 

@@ -1,0 +1,138 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Statements that make a row what it is to be, and the decision whether it still may be touched. No IO here.
+
+Values travel as text, printed and read by the same settings on both sides (session_settings.SAME_EVERYWHERE), under
+which the text form of every type is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .compare_plan import Key
+from .quoting import identifier
+from .row_hash import Column
+
+Statement = tuple[str, list[Any]]
+Row = Mapping[str, "str | None"]
+
+TRIGGERS = """
+SELECT tgname::text AS name FROM pg_trigger
+ WHERE tgrelid = %s::oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a plan: what the check saw. ``difference``: missing, extra, changed. Hashes; empty: no such row."""
+
+    key: Key
+    difference: str
+    source: str
+    target: str
+
+
+EQUAL = "is the same by now"
+SOURCE_CHANGED = "the source's row is another than when it was checked"
+TARGET_CHANGED = "the target's row is another than when it was checked"
+SEVERAL = "several rows have this key"
+
+
+def why_not(entry: Entry, source: Sequence[str], target: Sequence[str]) -> str:
+    """Empty where the row may be mended; ``source`` and ``target``: hashes of the rows that now have the key."""
+    if len(source) > 1 or len(target) > 1 or " " in entry.source + entry.target:
+        return SEVERAL
+    here, there = "".join(source), "".join(target)
+    if here == there:
+        return EQUAL
+    if there != entry.target:
+        return TARGET_CHANGED
+    return SOURCE_CHANGED if here != entry.source else ""
+
+
+@dataclass(frozen=True)
+class Mending:
+    """``table``: quoted. ``key``: columns that tell rows apart. ``columns``: all that can be written, of which a new
+    row gets those that it is given; ``compared``: the names of those that an update sets, as the others were not looked
+    at."""
+
+    table: str
+    key: tuple[Column, ...]
+    columns: tuple[Column, ...]
+    compared: frozenset[str]
+
+    def statement(self, key: Key, row: Row | None, *, present: bool) -> Statement:
+        """Makes the row with ``key`` what ``row`` says: None removes it; ``present``: whether there is one."""
+        table = _escaped(self.table)
+        if row is None:
+            return f"DELETE FROM {table} WHERE {self._at()}", list(key)
+        if not present:
+            given = [column for column in self.columns if column.name in row]
+            names = ", ".join(_escaped(column.sql) for column in given)
+            values = ", ".join(f"%s::{_escaped(column.type)}" for column in given)
+            # A value of an identity column that is always generated is a value like any other here.
+            text = f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
+            return text, [row[column.name] for column in given]
+        keys = {column.name for column in self.key}
+        changed = [column for column in self.columns if column.name in self.compared and column.name not in keys]
+        values = ", ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in changed)
+        text = f"UPDATE {table} SET {values} WHERE {self._at()}"
+        return text, [*(row[column.name] for column in changed), *key]
+
+    def _at(self) -> str:
+        return " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key)
+
+
+def _escaped(text: str) -> str:
+    """As psycopg2 wants it where there are parameters."""
+    return text.replace("%", "%%")
+
+
+# ------------------------------------------------------------------------------------------------------------- balances
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Names of columns of accounts. Empty: there is none."""
+
+    accounts: str
+    key: tuple[Column, ...]
+    balance: str
+    available: str
+    reserved: str
+    version: str
+
+    def read(self) -> str:
+        """One row, locked: balance, reserved (0 where there is none), available, version (0)."""
+        columns = {
+            "balance": self.balance,
+            "reserved": self.reserved,
+            "available": self.available,
+            "version": self.version,
+        }
+        shown = ", ".join(
+            f"{_escaped(identifier(name)) if name else 'NULL'}::text AS {alias}" for alias, name in columns.items()
+        )
+        at = " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key)
+        return f"SELECT {shown} FROM {_escaped(self.accounts)} WHERE {at} FOR UPDATE"
+
+    def write(self, key: Key, total: str, version: str | None) -> Statement:
+        """The balance becomes ``total``, and available what is left of it after the reservations, which stay."""
+        balance, available, reserved, counter = (
+            _escaped(identifier(name)) for name in (self.balance, self.available, self.reserved, self.version)
+        )
+        sets, values = [f"{balance} = %s::numeric"], [total]
+        if self.available and self.reserved:
+            sets.append(f"{available} = %s::numeric - {reserved}")
+            values.append(total)
+        at = [f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key]
+        values += list(key)
+        if self.version:
+            sets.append(f"{counter} = {counter} + 1")
+            at.append(f"{counter}::text = %s")
+            values.append(str(version))
+        return f"UPDATE {_escaped(self.accounts)} SET {', '.join(sets)} WHERE {' AND '.join(at)}", values

@@ -1,0 +1,156 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One number for a row, computed in the server: the same on two servers if and only if the rows are the same.
+
+``hash_record_extended`` is linear in its columns (31 * h + h(column)), so a sum or an xor over it cannot see that two
+rows have swapped a column's value. Every row's hash is therefore put through a finaliser that is not linear, with a
+seed of the run, before rows are added up. Without a seed of its own it also takes a numeric NaN for NULL, because both
+count as 0 (and with the seed 1 a numeric zero).
+
+Two meanings of *the same*: ``fast`` goes by the types' own equality (1.0 = 1.00, -0.0 = 0.0), ``strict`` by the binary
+form that the server sends (they differ, but still not by settings of the session). What has no portable binary form or
+hash goes as text, which both sides print by the same settings (session_settings.SAME_EVERYWHERE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .quoting import identifier
+
+FIRST_USER_OID = 16384
+PROBE = (
+    "ROW(1::int8, 'x'::text COLLATE \"C\", 1.50::numeric, '2026-01-01 00:00:00+00'::timestamptz, 0.1::float8,"
+    " NULL::int8)"
+)
+
+# The name stands for something else on another server: an OID, or a position in this server's transactions.
+_BY_NAME = ("regclass", "regcollation", "regconfig", "regdictionary", "regnamespace", "regoper", "regoperator")
+_BY_NAME += ("regproc", "regprocedure", "regrole", "regtype", "aclitem")
+_TEXTS = ("text", "varchar", "bpchar", "name")
+
+
+@dataclass(frozen=True)
+class Column:
+    """``base``: the type under all domains, ``element``: that of an array's elements (else empty), each as typname;
+    ``base_oid`` and ``element_oid`` likewise. ``kind``: pg_type.typtype of ``base``. ``type``: as format_type prints
+    it, with its modifier. ``hashable``: there is an extended hash function. ``sendable``: there is a binary form."""
+
+    name: str
+    type: str
+    base: str
+    base_oid: int
+    kind: str
+    element: str = ""
+    element_oid: int = 0
+    element_kind: str = ""
+    hashable: bool = True
+    sendable: bool = True
+    collatable: bool = False
+    not_null: bool = False
+    generated: bool = False
+    domain: bool = False
+
+    @property
+    def foreign(self) -> bool:
+        """A type whose OID, and so whose binary form, is another on another server."""
+        return max(self.base_oid, self.element_oid) >= FIRST_USER_OID or self.kind in "ecm"
+
+    @property
+    def sql(self) -> str:
+        return identifier(self.name)
+
+
+def _text(column: Column, prefix: str) -> str:
+    return f'{prefix}{column.sql}::text COLLATE "C"'
+
+
+def _by_text(column: Column) -> bool:
+    return column.foreign or column.base in _BY_NAME or column.element in _BY_NAME
+
+
+def _fast(column: Column, prefix: str) -> str:
+    if _by_text(column) or not column.hashable:
+        return _text(column, prefix)
+    # Under a collation that is not deterministic the hash is that of a sort key, which another ICU makes otherwise.
+    value = f'{prefix}{column.sql} COLLATE "C"' if column.collatable else prefix + column.sql
+    # The hash of an array is that of its elements, whatever its shape.
+    return f"{value}, array_dims({prefix}{column.sql})" if column.element else value
+
+
+def _strict(column: Column, prefix: str) -> str:
+    if _by_text(column) or not column.sendable:
+        return _text(column, prefix)
+    # The binary form of a row has the OIDs of its types, and a domain's is another on another server.
+    return f"{prefix}{column.sql}::pg_catalog.{identifier(column.base)}" if column.domain else prefix + column.sql
+
+
+def _equal(column: Column, prefix: str) -> str:
+    """Of 13, which has no hash of a row: the binary form, after what ``fast`` calls equal was made equal. Numbers can
+    be; what remains strict are intervals, jsonb numbers and arrays."""
+    if not column.element and not column.foreign:
+        if column.base == "numeric":
+            return f"trim_scale({prefix}{column.sql})"
+        if column.base in ("float4", "float8"):
+            return f"{prefix}{column.sql} + 0"  # -0.0 becomes 0.0
+    return _strict(column, prefix)
+
+
+@dataclass(frozen=True)
+class RowHash:
+    """``method``: ``record`` (14 and newer), ``send`` (14 and newer, strict), ``md5`` (13, or servers whose hashes
+    differ; ``strict`` says in which meaning). ``seed``: of the run, from 2 to 2 ** 31 - 1."""
+
+    columns: tuple[Column, ...]
+    method: str
+    seed: int
+    strict: bool = False
+
+    def row(self, prefix: str = "") -> str:
+        """bigint, of one row; ``prefix`` such as ``t.`` stands before the names."""
+        if self.method == "record":
+            fields = ", ".join(_fast(column, prefix) for column in self.columns)
+            return f"hashint8extended(hash_record_extended(ROW({fields}), {self.seed}), {self.seed})"
+        form = _strict if self.strict or self.method == "send" else _equal
+        sent = f"record_send(ROW({', '.join(form(column, prefix) for column in self.columns)}))"
+        if self.method == "send":
+            return f"hashint8extended(hash_record_extended(ROW({sent}), {self.seed}), {self.seed})"
+        return f"('x' || left(md5({sent}), 16))::bit(64)::bigint"
+
+    @property
+    def total(self) -> str:
+        """Of many rows, whatever their order. An md5 is not linear, so it can be summed: 13 has no bit_xor."""
+        return f"{'sum' if self.method == 'md5' else 'bit_xor'}({self.row()})"
+
+
+def bucket(key: Sequence[Column], method: str, seed: int, prefix: str = "") -> str:
+    """bigint, of the key, for dividing rows into groups that are the same on both sides."""
+    if method == "md5":
+        texts = ", ".join(key_text(column, prefix) for column in key)
+        return f"('x' || left(md5(ROW({texts})::text), 16))::bit(64)::bigint"
+    [first, *others] = key
+    if not others and not first.element:
+        if first.base in ("int2", "int4", "int8") and not first.foreign:
+            return f"hashint8extended({prefix}{first.sql}, {seed})"
+        if first.base in _TEXTS and not first.foreign:
+            return f"hashtextextended({_text(first, prefix)}, {seed})"
+    fields = ", ".join(_fast(column, prefix) for column in key)
+    return f"hashint8extended(hash_record_extended(ROW({fields}), {seed}), {seed})"
+
+
+def key_text(column: Column, prefix: str = "") -> str:
+    """A key's column as text that is the same for keys that are equal, and that can be cast back."""
+    if column.base == "numeric" and not column.element:
+        return f"trim_scale({prefix}{column.sql})::text"
+    return f"{prefix}{column.sql}::text"
+
+
+def method_of(version_a: int, version_b: int, probe_a: Any, probe_b: Any, *, strict: bool) -> str:
+    """``version``: server_version_num; ``probe``: what each made of PROBE, None on 13. Hash functions are not promised
+    to be the same on another architecture or in a later version: then md5 is."""
+    if min(version_a, version_b) < 140000 or probe_a is None or probe_a != probe_b:
+        return "md5"
+    return "send" if strict else "record"

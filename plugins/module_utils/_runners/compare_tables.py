@@ -1,0 +1,404 @@
+# Copyright: (c) 2026, stateful.dbops contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same table on two servers: pieces are summed up on both at once, what differs is narrowed down to its rows, and
+every row is looked at again until it is certain that no write in flight made the difference."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._core.clock import Clock
+from .._core.journal import make_state_directory, params_hash
+from .._postgresql.compare_catalog import TableFacts, read_orders, read_statistics, read_table
+from .._postgresql.compare_plan import (
+    MOST_BITS,
+    Difference,
+    Division,
+    Key,
+    Piece,
+    Statements,
+    Wish,
+    both,
+    check_key,
+    chosen_key,
+    compared_columns,
+    differences,
+    differing_groups,
+    divide,
+    group_bits,
+    pieces,
+)
+from .._postgresql.row_hash import PROBE, Column, RowHash, method_of
+from .two_sides import Link, Side, Throttle
+
+LOOK_AT_ONCE = 500  # rows in one statement
+BURST = 20  # looks at rows that change all the time, within one round
+
+
+@dataclass
+class Options:
+    """Of all tables of one check. ``state``: file of what was found equal so far, None: it is not kept."""
+
+    wish: Wish
+    workers: int
+    rounds: int
+    delay: float
+    most: int
+    sample: int
+    seed: int
+    state_dir: Path | None
+    resume_seconds: float
+
+
+@dataclass
+class Outcome:
+    """Of one table. ``found``: confirmed differences. ``unconfirmed``: keys of rows that changed at every look."""
+
+    rows: int = 0
+    pieces: int = 0
+    resumed: int = 0
+    found: list[Difference] = field(default_factory=list)
+    unconfirmed: list[Key] = field(default_factory=list)
+    in_flight: int = 0
+    truncated: bool = False
+    division: Division | None = None
+    method: str = ""
+    key: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    types: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    strict: bool = False
+    sample: list[dict[str, Any]] = field(default_factory=list)
+
+
+class TableComparison:
+    def __init__(
+        self, source: Side, target: Side, link: Link, throttle: Throttle, options: Options, *, clock: Clock
+    ) -> None:
+        self.source, self.target = source, target
+        self.link = link
+        self.throttle = throttle
+        self.options = options
+        self.clock = clock
+
+    def compare(self, schema: str, name: str) -> Outcome:
+        """Raises DbopsError where the table cannot be compared, or a side does not answer."""
+        wish, outcome = self.options.wish, Outcome()
+        here, there = (
+            side.ask(lambda session: read_table(session, schema, name)) for side in (self.source, self.target)
+        )
+        source, target = both(f"{schema}.{name}", here, there)
+        columns = compared_columns(source, target, wish)
+        key = chosen_key(source, target, wish)
+        names = [column.name for column in key]
+        orders = [
+            side.ask(lambda session, oid=facts.oid: read_orders(session, oid, names))
+            for side, facts in ((self.source, source), (self.target, target))
+        ]
+        check_key(source, key, orders)
+        indexed = any(wanted in source.keys and wanted in target.keys for wanted in [tuple(names)])
+        facts, side = (source, self.source) if source.rows >= target.rows else (target, self.target)
+        statistics = side.ask(lambda session: read_statistics(session, facts, names[0]))
+        division = divide(facts, key, orders, statistics, wish.chunk_rows, indexed=indexed)
+        hashing = RowHash(columns, self._method(), self.options.seed, strict=wish.strict)
+        statements = Statements(source.sql, key, hashing, wish.where)
+        outcome.division, outcome.method = division, hashing.method
+        outcome.key, outcome.columns = tuple(names), tuple(column.name for column in columns)
+        outcome.types = {column.name: column.type for column in (*key, *columns)}
+        outcome.seed, outcome.strict = hashing.seed, hashing.strict
+        search = _Search(self, statements, facts, division, outcome)
+        candidates = search.run()
+        self._confirm(statements, candidates, outcome)
+        outcome.sample = self._sample(statements, columns, outcome)
+        search.forget()
+        return outcome
+
+    def _method(self) -> str:
+        versions = [side.ask(lambda session: int(session.raw.server_version)) for side in (self.source, self.target)]
+        probes = [
+            side.ask(lambda session: session.value(f"SELECT hash_record_extended({PROBE}, 7)"))
+            if version >= 140000
+            else None
+            for side, version in zip((self.source, self.target), versions)
+        ]
+        return method_of(*versions, *probes, strict=self.options.wish.strict)
+
+    # -- certainty
+
+    def _confirm(self, statements: Statements, candidates: list[Key], outcome: Outcome) -> None:
+        for first in range(0, len(candidates), LOOK_AT_ONCE):
+            self._confirm_some(statements, candidates[first : first + LOOK_AT_ONCE], outcome)
+        outcome.found.sort(key=lambda difference: difference.key)
+
+    def _confirm_some(self, statements: Statements, keys: list[Key], outcome: Outcome) -> None:
+        """A row differs if the leader's was the same before and after the follower's was read, which by then had
+        applied all that the leader had written before. It is equal if the follower's is one that the leader had after
+        that position. A row that the leader does not have has nothing to be the same: it needs two rounds alike."""
+        absent: dict[Key, str] = {}
+        for attempt in range(self.options.rounds):
+            if attempt:
+                self.clock.sleep(min(2.0, self.options.delay * 1.5 ** (attempt - 1)))
+            self.link.wait()
+            left = []
+            looks = BURST if attempt > 1 else 1
+            leader, follower = self._looks(statements, keys, looks)
+            for key in keys:
+                versions, copies = leader[key], follower[key]
+                if {hashed for hashed, _version in versions} & set(copies):
+                    outcome.in_flight += 1
+                elif len(set(versions)) > 1 or (len(set(copies)) > 1 and looks == 1):
+                    left.append(key)
+                elif versions[0][0] == "" and absent.get(key) != copies[-1]:
+                    absent[key] = copies[-1]
+                    left.append(key)
+                else:
+                    outcome.found.append(self._difference(key, versions[0][0], copies[-1]))
+            keys = left
+            if not keys:
+                return
+        outcome.unconfirmed += keys
+
+    def _looks(
+        self, statements: Statements, keys: list[Key], times: int
+    ) -> tuple[dict[Key, list[tuple[str, str]]], dict[Key, list[str]]]:
+        """By key what each look found: of the leader hash and xmin, before and after each look at the follower, of the
+        follower the hash. An empty hash: no such row."""
+        text = statements.look_up(keys)
+        width = len(statements.key)
+        leader: dict[Key, list[tuple[str, str]]] = {key: [] for key in keys}
+        follower: dict[Key, list[str]] = {key: [] for key in keys}
+
+        def look_at_leader() -> None:
+            found = _by_key(self.link.leader.look(text), width)
+            for key in keys:
+                rows = found.get(key, [])
+                leader[key].append((" ".join(row[width] for row in rows), " ".join(row[width + 1] for row in rows)))
+
+        look_at_leader()
+        for _time in range(times):
+            found = _by_key(self.link.follower.look(text), width)
+            for key in keys:
+                follower[key].append(" ".join(row[width] for row in found.get(key, [])))
+            look_at_leader()
+        return leader, follower
+
+    def _difference(self, key: Key, leader: str, follower: str) -> Difference:
+        source, target = (leader, follower) if self.link.leader is self.source else (follower, leader)
+        return Difference(key, "missing" if not target else "extra" if not source else "changed", source, target)
+
+    def _sample(self, statements: Statements, columns: Sequence[Column], outcome: Outcome) -> list[dict[str, Any]]:
+        """The first differences with the names of the columns that differ; never their values."""
+        shown = outcome.found[: self.options.sample]
+        changed = [difference.key for difference in shown if difference.kind == "changed"]
+        width = len(statements.key)
+        text = statements.look_up(changed, columns) if changed else ""
+        here, there = (_by_key(side.look(text) if text else [], width) for side in (self.source, self.target))
+        sample = []
+        for difference in shown:
+            entry: dict[str, Any] = {"key": list(difference.key), "kind": difference.kind}
+            left, right = here.get(difference.key), there.get(difference.key)
+            if left and right:
+                pairs = zip(columns, left[0][width + 2 :], right[0][width + 2 :])
+                entry["columns"] = [column.name for column, one, other in pairs if one != other]
+            sample.append(entry)
+        return sample
+
+
+def _by_key(rows: list[tuple[Any, ...]], width: int) -> dict[Key, list[tuple[str, ...]]]:
+    found: dict[Key, list[tuple[str, ...]]] = {}
+    for row in rows:
+        texts = tuple(one if one is None else str(one) for one in row)
+        found.setdefault(texts[:width], []).append(texts)
+    return {key: sorted(several, key=lambda row: row[width]) for key, several in found.items()}
+
+
+class _Search:
+    """Over the pieces of one table, ``workers`` at a time, both sides of each at once."""
+
+    def __init__(
+        self,
+        comparison: TableComparison,
+        statements: Statements,
+        facts: TableFacts,
+        division: Division,
+        outcome: Outcome,
+    ) -> None:
+        self.comparison = comparison
+        self.options = comparison.options
+        self.statements = statements
+        self.facts = facts
+        self.division = division
+        self.outcome = outcome
+        self.keys: list[Key] = []
+        self._guard = threading.Lock()
+        self._differed = 0
+        self._progress = _Progress(self.options, statements, comparison, facts.full_name)
+
+    def run(self) -> list[Key]:
+        workers = self.options.workers
+        with (
+            ThreadPoolExecutor(workers) as here,
+            ThreadPoolExecutor(workers) as there,
+            ThreadPoolExecutor(workers) as work,
+        ):
+            self._here, self._there = here, there
+            waiting = []
+            for piece in self._pieces():
+                if self._progress.has(piece):
+                    self.outcome.resumed += 1
+                    continue
+                waiting.append(work.submit(self._piece, piece))
+            for one in waiting:
+                one.result()
+        return sorted(set(self.keys))
+
+    def forget(self) -> None:
+        self._progress.forget()
+
+    def _pieces(self) -> list[Piece]:
+        if self.division.kind == "groups" or not (self.division.bounds or self.division.walk):
+            return [Piece()]
+        return pieces(self.division, self._walk())
+
+    def _walk(self) -> list[Key]:
+        found: list[Key] = []
+        after = self.division.bounds[-1] if self.division.bounds else None
+        side = self.comparison.source
+        while self.division.walk:
+            rows = side.read(self.statements.walk(after, self.division.by, self.options.wish.chunk_rows))
+            if not rows:
+                break
+            after = tuple(rows[0])
+            found.append(after)
+        return found
+
+    def _both(self, statement: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        futures: list[Future[list[tuple[Any, ...]]]] = [
+            pool.submit(side.read, statement)
+            for pool, side in ((self._here, self.comparison.source), (self._there, self.comparison.target))
+        ]
+        return futures[0].result(), futures[1].result()
+
+    def _piece(self, piece: Piece) -> None:
+        began = self.comparison.clock.monotonic()
+        if self.division.kind == "ranges" and not self._often():
+            [(rows, here)], [(others, there)] = self._both(self.statements.total(piece))
+            differs = (rows, here) != (others, there)
+            if differs:
+                self._narrow(piece, None, max(rows, others))
+        else:
+            rows = self._group(piece)
+            differs = False
+        with self._guard:
+            self.outcome.pieces += 1
+            self.outcome.rows += rows
+            self._differed += differs
+        if not differs:
+            self._progress.add(piece, rows)
+        self.comparison.throttle.after(self.comparison.clock.monotonic() - began)
+
+    def _often(self) -> bool:
+        """Where most pieces differ, summing each up first is for nothing."""
+        return self.outcome.pieces >= 4 and self._differed * 2 > self.outcome.pieces
+
+    def _group(self, piece: Piece) -> int:
+        rows = self.facts.rows or self.facts.bytes // 64
+        if self.division.kind == "ranges":
+            rows = min(rows, self.options.wish.chunk_rows)
+        return self._narrow(piece, None, rows)
+
+    def _narrow(self, piece: Piece, within: tuple[int, Sequence[int]] | None, rows: int) -> int:
+        """Find the keys that differ in a piece of about ``rows`` rows; the rows that there are."""
+        before = within[0] if within else 0
+        bits = group_bits(rows, most=MOST_BITS) if not before else before + group_bits(rows >> before)
+        here, there = self._both(self.statements.groups(piece, bits, within))
+        counted = max(sum(row[1] for row in here), sum(row[1] for row in there))
+        differing = differing_groups(here, there)
+        if not differing:
+            return counted
+        if bits == MOST_BITS and rows >> bits > 64 and not before:
+            self._narrow(piece, (bits, differing), rows)
+            return counted
+        self._fetch(piece, bits, differing)
+        return counted
+
+    def _fetch(self, piece: Piece, bits: int, differing: list[int]) -> None:
+        most = self.options.most - len(self.keys)
+        if most <= 0:
+            self.outcome.truncated = True
+            return
+        # So many groups at a time that what is read stays small, however much differs.
+        for first in range(0, len(differing), 1024):
+            chosen = (bits, differing[first : first + 1024])
+            here, there = self._both(self.statements.fetch(piece, chosen, 200_000))
+            found = differences(here, there, len(self.statements.key))
+            with self._guard:
+                room = self.options.most - len(self.keys)
+                self.keys += [difference.key for difference in found[:room]]
+                if len(found) > room:
+                    self.outcome.truncated = True
+                    return
+
+
+class _Progress:
+    """Pieces that were equal, in a file of JSON lines, so that a killed run goes on where it was. Only with the same
+    options, and not for longer than was allowed: what was equal then may differ now."""
+
+    def __init__(self, options: Options, statements: Statements, comparison: TableComparison, name: str) -> None:
+        self._guard = threading.Lock()
+        self._clock = comparison.clock
+        self._equal: set[Piece] = set()
+        self._file: Any = None
+        self._path: Path | None = None
+        if options.state_dir is None:
+            return
+        sides = [side.endpoint for side in (comparison.source, comparison.target)]
+        meaning = params_hash(
+            {
+                "sides": [(side.host, side.port, side.dbname) for side in sides],
+                "columns": [(column.name, column.type) for column in statements.hash.columns],
+                "key": [column.name for column in statements.key],
+                "method": (statements.hash.method, statements.hash.strict, statements.where),
+                "rows": options.wish.chunk_rows,
+            }
+        )
+        make_state_directory(options.state_dir)
+        self._path = options.state_dir / f"{name}-{meaning}.jsonl".replace("/", "_")
+        self._read(options.resume_seconds)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def _read(self, seconds: float) -> None:
+        if self._path is None or not self._path.exists():
+            return
+        oldest = self._clock.wall() - seconds
+        for line in self._path.read_text(encoding="utf-8").split("\n"):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # a host crash tore it
+            if record["t"] >= oldest:
+                lower, upper = (None if one is None else tuple(one) for one in (record["lower"], record["upper"]))
+                self._equal.add(Piece(lower, upper))
+
+    def has(self, piece: Piece) -> bool:
+        return piece in self._equal
+
+    def add(self, piece: Piece, rows: int) -> None:
+        if self._file is None:
+            return
+        record = {"t": self._clock.wall(), "lower": piece.lower, "upper": piece.upper, "rows": rows}
+        with self._guard:
+            os.write(self._file, (json.dumps(record) + "\n").encode())
+
+    def forget(self) -> None:
+        if self._file is not None and self._path is not None:
+            os.close(self._file)
+            self._path.unlink(missing_ok=True)
