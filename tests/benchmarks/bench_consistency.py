@@ -159,17 +159,31 @@ class Scene:
         return run
 
     def rival(self, program: list[str]) -> Callable[[], tuple[int, dict[str, float], int]]:
-        """reladiff's command line, which is data-diff's, with all columns and two threads."""
-        places = [
-            word
-            for side, node in zip((self.source, self.target), self.nodes, strict=True)
-            for word in (f"postgresql://{users.SUPERUSER}@{node.host}:{node.port}/{side.name}", "compared")
-        ]
-        passfile = self.nodes[0].passfile
+        """reladiff's command line, which is data-diff's, with all columns and two threads. Logins are in its file."""
+        passwords = (
+            users.load_secrets(self.source.cluster.secrets_file),
+            users.load_secrets(self.target.cluster.secrets_file),
+        )
+        lines = []
+        sides = zip((self.source, self.target), self.nodes, passwords, strict=True)
+        for number, (side, node, secrets) in enumerate(sides, 1):
+            lines += [
+                f"[database.side{number}]",
+                'driver = "postgresql"',
+                f'host = "{node.host}"',
+                f"port = {node.port}",
+            ]
+            lines += [f'database = "{side.name}"', f'user = "{users.APPLICATION}"']
+            lines += [f'password = "{secrets[users.APPLICATION]}"']
+        lines += ["[run.bench]", *(f'{number}.database = "side{number}"' for number in (1, 2))]
+        lines += [f'{number}.table = "compared"' for number in (1, 2)]
+        configuration = self.source.cluster.directory / "rivals.toml"
+        configuration.touch(mode=0o600)
+        configuration.write_text("\n".join(lines) + "\n")
 
         def run() -> tuple[int, dict[str, float], int]:
-            words = [*program, *places, "-k", "id", "-c", "%", "-j", "2"]
-            done, used = self.command(words, PGPASSFILE=str(passfile))
+            words = [*program, "--conf", str(configuration), "--run", "bench", "-k", "id", "-c", "%", "-j", "2"]
+            done, used = self.command(words)
             keys = {line[2:].split(",")[0] for line in done.stdout.splitlines() if line[:2] in ("- ", "+ ")}
             if done.returncode:
                 raise RuntimeError(done.stderr[-2000:])
