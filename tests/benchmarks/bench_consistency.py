@@ -213,7 +213,7 @@ def scene(directory: Path, rows: int, ledger_rows: int) -> Iterator[Scene]:
         yield made
 
 
-def contenders(one: Scene) -> dict[str, Callable[[], tuple[int, dict[str, float], int]]]:
+def contenders(one: Scene, *, with_rivals: bool) -> dict[str, Callable[[], tuple[int, dict[str, float], int]]]:
     table = {"kind": "table", "tables": ["compared"]}
     found = {
         "limit, fast": one.scan("fast"),
@@ -221,7 +221,8 @@ def contenders(one: Scene) -> dict[str, Callable[[], tuple[int, dict[str, float]
         "limit, strict": one.scan("strict"),
         "ours, strict": one.module({**table, "hash": "strict"}, sample=0),
     }
-    for name, program in (("reladiff", binaries.reladiff), ("data-diff", binaries.datadiff)):
+    rivals = (("reladiff", binaries.reladiff), ("data-diff", binaries.datadiff))
+    for name, program in rivals if with_rivals else ():
         try:
             found[name] = one.rival(program())
         except MissingProgram as reason:
@@ -249,7 +250,7 @@ def row(situation: str, name: str, runs: list[Run]) -> dict[str, Any]:
 EQUAL, SPOILT, LEDGERS, EMPTY = "equal", f"{DIFFERENCES} differences", "ledger", "empty table"
 
 
-def bench(directory: Path, rows: int, runs: int) -> dict[str, Any]:
+def bench(directory: Path, rows: int, runs: int, *, with_rivals: bool) -> dict[str, Any]:
     calibration = [calibrate()]
     found: dict[tuple[str, str], list[Run]] = {}
     say(f"making two tables of {rows} rows and a journal of {rows * 2}")
@@ -267,7 +268,7 @@ def bench(directory: Path, rows: int, runs: int) -> dict[str, Any]:
                     )
 
         measure(EMPTY, {"ours, fast": one.module({"kind": "table", "tables": ["nothing"]})})
-        everybody = contenders(one)
+        everybody = contenders(one, with_rivals=with_rivals)
         measure(EQUAL, everybody)
         measure(
             LEDGERS,
@@ -352,11 +353,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.bench_consistency")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--alone", action="store_true", help="without reladiff and data-diff, which take most of the time"
+    )
     arguments = parser.parse_args()
     place = CHECKOUT / ".lab"
     place.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=place) as directory:
-        print(json.dumps(bench(Path(directory), arguments.rows, arguments.runs)))
+        print(json.dumps(bench(Path(directory), arguments.rows, arguments.runs, with_rivals=not arguments.alone)))
     return 0
 
 

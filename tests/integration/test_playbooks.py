@@ -211,6 +211,33 @@ def test_a_pool_for_reading_stays_where_it_is(scene: Scene, tmp_path: Path) -> N
 
 
 @on_18
+def test_a_consistency_check_as_a_gate(scene: Scene, tmp_path: Path) -> None:
+    """Nothing begins while it fails; the primary and the candidate are compared."""
+    primary = scene.primary
+    primary.sql("CREATE TABLE gated (id serial); INSERT INTO gated VALUES (5)")
+    primary.sql(f"GRANT SELECT ON gated, gated_id_seq TO {users.OPERATOR}")
+    file = inventory.write(scene.cluster)
+    variables = {
+        "dbops_cluster": scene.cluster.name,
+        "promote_replica_candidate": scene.candidate.name,
+        "promote_replica_consistency_checks": [
+            {"kind": "sequences", "tables": ["public.gated"]},
+            {"kind": "counts", "tables": ["public.gated"]},
+        ],
+    }
+    before = snapshot(scene.cluster)
+    try:
+        Run("promote_replica", file, **variables).failed("sequences of source: 1 differences")
+        assert snapshot(scene.cluster) == before
+        primary.sql("SELECT setval('gated_id_seq', 5)")
+        scene.cluster.wait_streaming({scene.candidate.name})
+        done = Run("promote_replica", file, **variables).succeeded(changed=True)
+        assert "counts of public.gated: no difference (1 source, 1 target)" in done.text
+    finally:
+        scene.cluster.primary().sql("DROP TABLE gated")
+
+
+@on_18
 def test_bad_input(scene: Scene, neighbour: Scene, tmp_path: Path) -> None:
     """Refused by the playbook itself, before any module that could change something runs."""
     data = inventory.inventory(scene.cluster, neighbour.cluster)

@@ -16,10 +16,16 @@ from tests.lab.users import CHECKOUT
 
 PLAYBOOKS = sorted(path.stem for path in (CHECKOUT / "playbooks").glob("*.yml"))
 # Described once, in the inventory.
-FROM_THE_INVENTORY = {"dbops_clusters", "index_maintenance_indexes", "partition_maintenance_tables"}
+FROM_THE_INVENTORY = {
+    "consistency_check_checks",
+    "dbops_clusters",
+    "index_maintenance_indexes",
+    "partition_maintenance_tables",
+}
 # What AWX lets an answer be for a role's option. It has no boolean: one arrives as the string true or false.
 FITTING = {
     "str": {"text", "multiplechoice"},
+    "path": {"text"},
     "int": {"integer"},
     "float": {"float"},
     "bool": {"multiplechoice"},

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.stateful.dbops.plugins.module_utils._core.arguments import (
+    consistency_options,
     conversion_options,
     partition_options,
+    repair_options,
 )
 from ansible_collections.stateful.dbops.plugins.modules import pg_index, replica_promote
 
@@ -23,6 +25,8 @@ ROLES = sorted(path.name for path in (CHECKOUT / "roles").iterdir() if path.is_d
 PLAYBOOKS = sorted((CHECKOUT / "playbooks").glob("*.yml"))
 # What each role is for.
 MODULES = {
+    "consistency_check": consistency_options,
+    "consistency_repair": repair_options,
     "index_maintenance": pg_index.argument_spec,
     "partition_convert": conversion_options,
     "partition_maintenance": partition_options,

@@ -27,9 +27,10 @@ UNLIMITED = {
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "60s",
-    "idle_session_timeout": "0",  # since 14
-    "transaction_timeout": "0",  # since 17
+    "idle_session_timeout": "0",
+    "transaction_timeout": "0",
 }
+_SINCE = {"idle_session_timeout": 140000, "transaction_timeout": 170000}
 
 READ_ONLY = {
     "default_transaction_read_only": "on",
@@ -37,14 +38,16 @@ READ_ONLY = {
     "jit": "off",
     "synchronize_seqscans": "off",
     "max_parallel_workers_per_gather": "0",
+    # How many groups there will be is not known to the planner, which would rather sort all rows than hash them.
+    "enable_sort": "off",
+    "work_mem": "16MB",
 }
 """Of sessions that read a lot while clients work: one process each, and never in anybody's way for long."""
 
 
-def set_all(settings: dict[str, str]) -> str:
+def set_all(settings: dict[str, str], version_num: int) -> str:
     """One statement; a setting that the server's version does not have is left out."""
-    values = ", ".join(f"({literal(name)}, {literal(value)})" for name, value in settings.items())
+    known = {name: value for name, value in settings.items() if version_num >= _SINCE.get(name, 0)}
     return (
-        "SELECT count(set_config(wanted.name, value, false)) FROM"  # noqa: S608
-        f" (VALUES {values}) AS wanted (name, value) JOIN pg_settings ON lower(pg_settings.name) = lower(wanted.name)"
+        f"SELECT {', '.join(f'set_config({literal(name)}, {literal(value)}, false)' for name, value in known.items())}"
     )

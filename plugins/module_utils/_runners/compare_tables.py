@@ -295,8 +295,7 @@ class _Search:
             if differs:
                 self._narrow(piece, None, max(rows, others))
         else:
-            rows = self._group(piece)
-            differs = False
+            rows, differs = self._narrow(piece, None, self._about())
         with self._guard:
             self.outcome.pieces += 1
             self.outcome.rows += rows
@@ -309,26 +308,23 @@ class _Search:
         """Where most pieces differ, summing each up first is for nothing."""
         return self.outcome.pieces >= 4 and self._differed * 2 > self.outcome.pieces
 
-    def _group(self, piece: Piece) -> int:
+    def _about(self) -> int:
+        """Rows of a piece that nobody has counted."""
         rows = self.facts.rows or self.facts.bytes // 64
-        if self.division.kind == "ranges":
-            rows = min(rows, self.options.wish.chunk_rows)
-        return self._narrow(piece, None, rows)
+        return min(rows, self.options.wish.chunk_rows) if self.division.kind == "ranges" else rows
 
-    def _narrow(self, piece: Piece, within: tuple[int, Sequence[int]] | None, rows: int) -> int:
-        """Find the keys that differ in a piece of about ``rows`` rows; the rows that there are."""
+    def _narrow(self, piece: Piece, within: tuple[int, Sequence[int]] | None, rows: int) -> tuple[int, bool]:
+        """Find the keys that differ in a piece of about ``rows`` rows; how many there are, and whether any does."""
         before = within[0] if within else 0
         bits = group_bits(rows, most=MOST_BITS) if not before else before + group_bits(rows >> before)
         here, there = self._both(self.statements.groups(piece, bits, within))
         counted = max(sum(row[1] for row in here), sum(row[1] for row in there))
         differing = differing_groups(here, there)
-        if not differing:
-            return counted
-        if bits == MOST_BITS and rows >> bits > 64 and not before:
+        if differing and bits == MOST_BITS and rows >> bits > 64 and not before:
             self._narrow(piece, (bits, differing), rows)
-            return counted
-        self._fetch(piece, bits, differing)
-        return counted
+        elif differing:
+            self._fetch(piece, bits, differing)
+        return counted, bool(differing)
 
     def _fetch(self, piece: Piece, bits: int, differing: list[int]) -> None:
         most = self.options.most - len(self.keys)

@@ -113,7 +113,8 @@ class _Repair:
             self.target.endpoint, clock=self.clock, timeout=LOGIN_SECONDS, application_name="dbops consistency_repair"
         )
         session.timeout = CALL_SECONDS
-        session.run(set_all({**SAME_EVERYWHERE, **UNLIMITED, "lock_timeout": LOCK_TIMEOUT}))
+        settings = {**SAME_EVERYWHERE, **UNLIMITED, "lock_timeout": LOCK_TIMEOUT}
+        session.run(set_all(settings, session.raw.server_version))
         return session
 
     def run(self, found: list[Section]) -> Outcome:

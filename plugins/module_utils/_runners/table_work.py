@@ -31,7 +31,7 @@ LEASE_SECONDS = 2.0
 CALL_SECONDS = 60.0  # for reads of the catalog and brief DDL; what takes long has a limit of its own
 
 # The session that holds the lease is idle for as long as the others work.
-_SESSION = set_all({**SAME_EVERYWHERE, **UNLIMITED})
+_SESSION = {**SAME_EVERYWHERE, **UNLIMITED}
 
 
 def planned(name: str, summary: str, statements: Sequence[Statement]) -> PlannedStep:
@@ -89,7 +89,7 @@ class TableWork:
         """One more session, with settings under which the server prints bounds and names the same everywhere."""
         session = connect(self.endpoint, clock=self.clock, timeout=LOGIN_SECONDS, application_name=f"dbops {self.verb}")
         session.timeout = CALL_SECONDS
-        session.run(_SESSION)
+        session.run(set_all(_SESSION, session.raw.server_version))
         return session
 
     def take_lease(self, table: str) -> None:

@@ -81,7 +81,7 @@ class Side:
             self.endpoint, clock=self.clock, timeout=LOGIN_SECONDS, application_name="dbops consistency_check"
         )
         session.timeout = CALL_SECONDS
-        session.run(set_all(self._settings))
+        session.run(set_all(self._settings, session.raw.server_version))
         self._opened.append(session)
         return session
 

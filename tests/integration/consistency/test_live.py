@@ -151,9 +151,9 @@ def test_a_standby_that_cancels_long_reads(cluster: Cluster) -> None:
     thread.start()
     try:
         retries = 0
-        # While the same piece is read on the primary, too, nothing is removed there. So the standby is made the slower one.
-        seconds = "CASE WHEN pg_is_in_recovery() THEN 0.3 ELSE 0 END"
-        slow = {"kind": "table", "tables": ["t"], "where": f"(SELECT true FROM pg_sleep({seconds}))"}
+        # While the same piece is read on the primary, too, nothing is removed there. So the standby is slower.
+        condition = "(SELECT true FROM pg_sleep(CASE WHEN pg_is_in_recovery() THEN 0.3 ELSE 0 END))"
+        slow = {"kind": "table", "tables": ["t"], "where": condition}
         for _time in range(10):
             result = between(cluster, database.name, slow, chunk_rows=100000)
             good(result)
@@ -215,6 +215,19 @@ def test_a_killed_run_goes_on_where_it_was(pair: Pair, tmp_path: Path) -> None:
     assert result["one"]["counts"]["pieces"] + done >= 100
     assert not list(state.glob("*"))
     assert pair.table("t", options)["one"]["counts"]["resumed"] == 0
+
+    # Nothing that differed counts as done, however it was read.
+    pair.target.sql("UPDATE t SET v = 'w' WHERE id % 400 = 0")
+    arguments["duty_percent"] = 10
+    run = start_module("consistency_check", arguments)
+    until = time.monotonic() + 30
+    application = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dbops consistency_check'"
+    while time.monotonic() < until and pair.source.value(application, user=users.SUPERUSER) == 0:
+        time.sleep(0.01)
+    time.sleep(2.0)
+    run.process.kill()
+    run.result()
+    assert pair.table("t", {**options, "sample": 0})["differences"] == 125
 
     left.write_text('{"t": 0, "lower": null, "upper": ["500"], "rows": 500}\n{"torn')
     assert pair.table("t", options)["one"]["counts"]["resumed"] == 0  # too old
