@@ -434,8 +434,6 @@ def main() -> None:
         module.fail_json(
             msg=error.message, found=error.found, expected=error.expected, remedy=error.remedy, consistent=False
         )
-    for warning in result.pop("warnings"):
-        module.warn(warning)
     bad = summary(result)
     if bad is not None and module.params["fail_on_differences"]:
         module.fail_json(msg=bad.message, found=bad.found, expected=bad.expected, remedy=bad.remedy, **result)

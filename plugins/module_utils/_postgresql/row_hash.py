@@ -28,8 +28,10 @@ PROBE = (
 )
 
 # The name stands for something else on another server: an OID, or a position in this server's transactions.
-_BY_NAME = ("regclass", "regcollation", "regconfig", "regdictionary", "regnamespace", "regoper", "regoperator")
-_BY_NAME += ("regproc", "regprocedure", "regrole", "regtype", "aclitem")
+_BY_NAME = (
+    *("regclass", "regcollation", "regconfig", "regdictionary", "regnamespace", "regoper", "regoperator", "regproc"),
+    *("regprocedure", "regrole", "regtype", "aclitem"),
+)
 _TEXTS = ("text", "varchar", "bpchar", "name")
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class TableComparison:
         key = chosen_key(source, target, wish)
         names = [column.name for column in key]
         orders = [
-            side.ask(lambda session, oid=facts.oid: read_orders(session, oid, names))
+            side.ask(partial(read_orders, oid=facts.oid, names=names))
             for side, facts in ((self.source, source), (self.target, target))
         ]
         check_key(source, key, orders)
@@ -212,11 +213,11 @@ class TableComparison:
         return sample
 
 
-def _by_key(rows: list[tuple[Any, ...]], width: int) -> dict[Key, list[tuple[str, ...]]]:
-    found: dict[Key, list[tuple[str, ...]]] = {}
+def _by_key(rows: list[tuple[Any, ...]], width: int) -> dict[Key, list[tuple[Any, ...]]]:
+    """By key, in the order of their hashes: the key's columns, hash and xmin as text, and what else was asked."""
+    found: dict[Key, list[tuple[Any, ...]]] = {}
     for row in rows:
-        texts = tuple(one if one is None else str(one) for one in row)
-        found.setdefault(texts[:width], []).append(texts)
+        found.setdefault(tuple(row[:width]), []).append((*row[:width], str(row[width]), *row[width + 1 :]))
     return {key: sorted(several, key=lambda row: row[width]) for key, several in found.items()}
 
 
@@ -251,7 +252,7 @@ class _Search:
         ):
             self._here, self._there = here, there
             waiting = []
-            for piece in self._pieces():
+            for piece in self._progress.pieces(self._pieces):
                 if self._progress.has(piece):
                     self.outcome.resumed += 1
                     continue
@@ -301,7 +302,7 @@ class _Search:
             self.outcome.rows += rows
             self._differed += differs
         if not differs:
-            self._progress.add(piece, rows)
+            self._progress.add(piece)
         self.comparison.throttle.after(self.comparison.clock.monotonic() - began)
 
     def _often(self) -> bool:
@@ -352,6 +353,7 @@ class _Progress:
         self._guard = threading.Lock()
         self._clock = comparison.clock
         self._equal: set[Piece] = set()
+        self._pieces: list[Piece] = []
         self._file: Any = None
         self._path: Path | None = None
         if options.state_dir is None:
@@ -380,21 +382,38 @@ class _Progress:
                 record = json.loads(line)
             except ValueError:
                 continue  # a host crash tore it
-            if record["t"] >= oldest:
-                lower, upper = (None if one is None else tuple(one) for one in (record["lower"], record["upper"]))
-                self._equal.add(Piece(lower, upper))
+            if record["t"] < oldest:
+                continue
+            if "pieces" in record:
+                self._pieces = [_piece(bounds) for bounds in record["pieces"]]
+            else:
+                self._equal.add(_piece(record["equal"]))
+
+    def pieces(self, make: Callable[[], list[Piece]]) -> list[Piece]:
+        """As they were divided by the run that was killed: statistics may have changed since. ``make`` divides anew."""
+        if self._pieces:
+            return self._pieces
+        made = make()
+        self._write({"pieces": [(piece.lower, piece.upper) for piece in made]})
+        return made
 
     def has(self, piece: Piece) -> bool:
         return piece in self._equal
 
-    def add(self, piece: Piece, rows: int) -> None:
-        if self._file is None:
-            return
-        record = {"t": self._clock.wall(), "lower": piece.lower, "upper": piece.upper, "rows": rows}
-        with self._guard:
-            os.write(self._file, (json.dumps(record) + "\n").encode())
+    def add(self, piece: Piece) -> None:
+        self._write({"equal": (piece.lower, piece.upper)})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file is not None:
+            with self._guard:
+                os.write(self._file, (json.dumps({"t": self._clock.wall(), **record}) + "\n").encode())
 
     def forget(self) -> None:
         if self._file is not None and self._path is not None:
             os.close(self._file)
             self._path.unlink(missing_ok=True)
+
+
+def _piece(bounds: list[list[str] | None]) -> Piece:
+    lower, upper = (None if bound is None else tuple(bound) for bound in bounds)
+    return Piece(lower, upper)

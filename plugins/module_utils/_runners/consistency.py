@@ -65,7 +65,6 @@ def consistency(options: dict[str, Any], *, clock: Clock) -> dict[str, Any]:
         "results": results,
         "retries": retries,
         "duration_ms": round((clock.monotonic() - started) * 1000),
-        "warnings": [f"{one['kind']} of {one['name']}: {note}" for one in results for note in one["notes"]],
     }
 
 
@@ -92,7 +91,7 @@ def _in_words(one: dict[str, Any]) -> str:
         return f"{about}: {one['counts']['unconfirmed']} rows changed at every look"
     if one["status"] == GOOD:
         counted = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in one["counts"].items() if number)
-        return f"{about}: no difference ({counted or 'nothing there'})"
+        return "; ".join((f"{about}: no difference ({counted or 'nothing there'})", *one["notes"]))
     return f"{about}: {'at least ' if one.get('truncated') else ''}{one['differences']} differences"
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from .._core.clock import Clock, Deadline
@@ -192,6 +193,10 @@ class Link:
         return parse_lsn(text) if text else 0
 
 
+def _slots(session: Session, *, slots: list[str]) -> list[dict[str, Any]]:
+    return session.rows(_SLOTS, [slots])
+
+
 def find_link(source: Side, target: Side, *, lag_timeout: float) -> Link:
     """By what the servers say of themselves."""
     here, there = (side.ask(lambda session: session.rows(_IDENTITY)[0]) for side in (source, target))
@@ -201,7 +206,7 @@ def find_link(source: Side, target: Side, *, lag_timeout: float) -> Link:
         return Link("physical", leader, follower, [], lag_timeout)
     for leader, follower in ((source, target), (target, source)):
         slots = [row[0] for row in follower.look(_SUBSCRIBED) if row[0]]
-        found = leader.ask(lambda session, slots=slots: session.rows(_SLOTS, [slots])) if slots else []
+        found = leader.ask(partial(_slots, slots=slots)) if slots else []
         names = [row["slot_name"] for row in found]
         if names and leader is not follower:
             return Link("logical", leader, follower, names, lag_timeout)

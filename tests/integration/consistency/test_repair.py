@@ -241,7 +241,7 @@ def test_balances_from_the_journal_without_touching_reservations(pair: Pair, tmp
         "recheck_delay": 0.01,
     }
     assert run_module("consistency_check", arguments)["differences"] == 5
-    options = {"source": None, "target": pair.source.login}
+    options: dict[str, Any] = {"source": None, "target": pair.source.login}
     # Whether the account would meet the conditions is only known when it was changed.
     assert mended.repair(check=True, **options)["mended"] == 4
 
