@@ -147,8 +147,8 @@ options:
             type: str
             default: total
           available:
-            description: The column of accounts that a repair keeps at the balance less what is reserved. Empty for
-            none.
+            description: >-
+              The column of accounts that a repair keeps at the balance less what is reserved. Empty for none.
             type: str
             default: available
           reserved:
@@ -164,8 +164,8 @@ options:
             type: str
             default: amount
           sign:
-            description: The column of the journal that says whether it is a credit or a debit. Empty where amounts
-            have signs.
+            description: >-
+              The column of the journal that says whether it is a credit or a debit. Empty where amounts have signs.
             type: str
             default: type
           credit:

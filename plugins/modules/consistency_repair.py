@@ -66,8 +66,8 @@ options:
         type: dict
         default: {}
   target:
-    description: The server that is changed. It has to be the target of the check; of balances the side they are wrong
-    on.
+    description: >-
+      The server that is changed. It has to be the target of the check; of balances the side they are wrong on.
     type: dict
     required: true
     suboptions: *login
