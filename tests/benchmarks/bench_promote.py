@@ -312,6 +312,7 @@ def measure(contender: Contender, load: Load, directory: Path) -> Run:
     old = cluster.primary().name
     candidate = next(node.name for node in cluster.nodes[:2] if node.name != old)
     dirty = make_dirty(cluster) if load.dirty else 0
+    os.sync()  # what the contender before has left to be written is not for this one to wait for
     contender.before(candidate)
     writers = Writers(
         directory / "writers", contender.endpoints, connections=load.connections, rate=load.rate,

@@ -86,7 +86,9 @@ def names_made(task: dict[str, Any]) -> Iterator[str]:
     if "register" in task:
         yield task["register"]
     yield from (key for key in task.get("ansible.builtin.set_fact") or {} if key != "cacheable")
-    yield from task.get("vars") or {}
+    # What another role is called with has that role's name.
+    called = (task.get("ansible.builtin.include_role") or {}).get("name", "").rpartition(".")[2]
+    yield from (name for name in task.get("vars") or {} if not called or not name.startswith(f"{called}_"))
     control = task.get("loop_control") or {}
     yield from (control[key] for key in ("loop_var", "index_var") if key in control)
 
