@@ -9,6 +9,7 @@ Every function returns what was looked at and what was found wrong, each with ``
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from .._core.clock import Deadline
@@ -172,7 +173,7 @@ def sequences(session: Session, tables: list[str] | None) -> Found:
             result.cannot(name, error)
             continue
         following = row["start"] if row["last"] is None else row["last"] + row["increment"]
-        if furthest is None or not isinstance(furthest, int):
+        if not isinstance(furthest, (int, Decimal)):  # empty, or a text that has the number in it
             continue
         if (following <= furthest) if up else (following >= furthest):
             result.add(

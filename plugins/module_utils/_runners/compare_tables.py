@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core.clock import Clock
+from .._core.errors import DbopsError
 from .._core.journal import make_state_directory, params_hash
 from .._postgresql.compare_catalog import TableFacts, read_orders, read_statistics, read_table
 from .._postgresql.compare_plan import (
@@ -40,6 +41,7 @@ from .._postgresql.compare_plan import (
 from .._postgresql.row_hash import PROBE, Column, RowHash, method_of
 from .two_sides import Link, Side, Throttle
 
+FETCH_AT_ONCE = 200_000  # rows, of which far fewer are expected
 LOOK_AT_ONCE = 500  # rows in one statement
 BURST = 20  # looks at rows that change all the time, within one round
 
@@ -97,6 +99,12 @@ class TableComparison:
             side.ask(lambda session: read_table(session, schema, name)) for side in (self.source, self.target)
         )
         source, target = both(f"{schema}.{name}", here, there)
+        if self.link.kind == "physical" and "u" in (source.persistence, target.persistence):
+            raise DbopsError(
+                found=f"{schema}.{name} is unlogged: a standby has no rows of it",
+                expected="a table whose changes are replicated",
+                remedy="name it in exclude_tables, or make it logged",
+            )
         columns = compared_columns(source, target, wish)
         key = chosen_key(source, target, wish)
         names = [column.name for column in key]
@@ -141,27 +149,27 @@ class TableComparison:
 
     def _confirm_some(self, statements: Statements, keys: list[Key], outcome: Outcome) -> None:
         """A row differs if the leader's was the same before and after the follower's was read, which by then had
-        applied all that the leader had written before. It is equal if the follower's is one that the leader had after
-        that position. A row that the leader does not have has nothing to be the same: it needs two rounds alike."""
-        absent: dict[Key, str] = {}
+        applied all that the leader had written after the first look. It is equal if the follower's is one that the
+        leader had since. A row that the leader does not have has nothing to be the same, and without a link nothing
+        can be waited for: then two rounds have to be alike."""
+        seen: dict[Key, tuple[str, str]] = {}
         for attempt in range(self.options.rounds):
             if attempt:
                 self.clock.sleep(min(2.0, self.options.delay * 1.5 ** (attempt - 1)))
-            self.link.wait()
             left = []
-            looks = BURST if attempt > 1 else 1
-            leader, follower = self._looks(statements, keys, looks)
+            leader, follower = self._looks(statements, keys, BURST if attempt > 1 else 1)
             for key in keys:
                 versions, copies = leader[key], follower[key]
-                if {hashed for hashed, _version in versions} & set(copies):
+                now = versions[0][0], copies[-1]
+                if {hashed for hashed, _version in versions[1:]} & set(copies):
                     outcome.in_flight += 1
-                elif len(set(versions)) > 1 or (len(set(copies)) > 1 and looks == 1):
+                elif len(set(versions)) > 1 or len(set(copies)) > 1:
                     left.append(key)
-                elif versions[0][0] == "" and absent.get(key) != copies[-1]:
-                    absent[key] = copies[-1]
+                elif (now[0] == "" or self.link.kind == "none") and seen.get(key) != now:
+                    seen[key] = now
                     left.append(key)
                 else:
-                    outcome.found.append(self._difference(key, versions[0][0], copies[-1]))
+                    outcome.found.append(self._difference(key, *now))
             keys = left
             if not keys:
                 return
@@ -170,8 +178,8 @@ class TableComparison:
     def _looks(
         self, statements: Statements, keys: list[Key], times: int
     ) -> tuple[dict[Key, list[tuple[str, str]]], dict[Key, list[str]]]:
-        """By key what each look found: of the leader hash and xmin, before and after each look at the follower, of the
-        follower the hash. An empty hash: no such row."""
+        """By key what each look found: of the leader hash and xmin, before the follower is waited for and after each
+        look at it; of the follower the hash. An empty hash: no such row."""
         text = statements.look_up(keys)
         width = len(statements.key)
         leader: dict[Key, list[tuple[str, str]]] = {key: [] for key in keys}
@@ -184,6 +192,7 @@ class TableComparison:
                 leader[key].append((" ".join(row[width] for row in rows), " ".join(row[width + 1] for row in rows)))
 
         look_at_leader()
+        self.link.wait()
         for _time in range(times):
             found = _by_key(self.link.follower.look(text), width)
             for key in keys:
@@ -244,13 +253,7 @@ class _Search:
         self._progress = _Progress(self.options, statements, comparison, facts.full_name)
 
     def run(self) -> list[Key]:
-        workers = self.options.workers
-        with (
-            ThreadPoolExecutor(workers) as here,
-            ThreadPoolExecutor(workers) as there,
-            ThreadPoolExecutor(workers) as work,
-        ):
-            self._here, self._there = here, there
+        with ThreadPoolExecutor(self.options.workers) as work:
             waiting = []
             for piece in self._progress.pieces(self._pieces):
                 if self._progress.has(piece):
@@ -283,8 +286,7 @@ class _Search:
 
     def _both(self, statement: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         futures: list[Future[list[tuple[Any, ...]]]] = [
-            pool.submit(side.read, statement)
-            for pool, side in ((self._here, self.comparison.source), (self._there, self.comparison.target))
+            side.submit(side.read, statement) for side in (self.comparison.source, self.comparison.target)
         ]
         return futures[0].result(), futures[1].result()
 
@@ -335,7 +337,9 @@ class _Search:
         # So many groups at a time that what is read stays small, however much differs.
         for first in range(0, len(differing), 1024):
             chosen = (bits, differing[first : first + 1024])
-            here, there = self._both(self.statements.fetch(piece, chosen, 200_000))
+            here, there = self._both(self.statements.fetch(piece, chosen, FETCH_AT_ONCE))
+            if FETCH_AT_ONCE in (len(here), len(there)):
+                self.outcome.truncated = True
             found = differences(here, there, len(self.statements.key))
             with self._guard:
                 room = self.options.most - len(self.keys)

@@ -48,6 +48,7 @@ def consistency(options: dict[str, Any], *, clock: Clock) -> dict[str, Any]:
         options["target"] or options["source"],
         clock=clock,
         parallel=options["parallel_workers"],
+        workers=options["workers"],
     ) as (source, target):
         run = _Run(options, source, target if options["target"] else None, clock)
         with closing(run.files):

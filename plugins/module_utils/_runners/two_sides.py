@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 LOGIN_SECONDS = 10.0
 CALL_SECONDS = 60.0
-STATEMENT_SECONDS = 3600.0  # of one piece
+STATEMENT_SECONDS = 24 * 3600.0  # of one piece, which may be the whole table
 TRIES = 6
 AGAIN = ("40001", "40P01", "57P01", "08006", "08003", "55P03")
 CONFLICT = "conflict with recovery"
@@ -59,13 +60,17 @@ def _passing(error: DbopsError) -> bool:
 
 
 class Side:
-    """``name``: source or target. Each thread has a session of its own, which is opened again where it broke."""
+    """``name``: source or target. Each thread has a session of its own, which is opened again where it broke: the
+    caller's, and ``workers`` more."""
 
-    def __init__(self, name: str, options: dict[str, Any], *, clock: Clock, parallel: int = 0) -> None:
+    def __init__(
+        self, name: str, options: dict[str, Any], *, clock: Clock, parallel: int = 0, workers: int = 1
+    ) -> None:
         self.name = name
         self.endpoint = endpoint({**options, "name": name})
         self.clock = clock
         self.retries = 0
+        self._pool = ThreadPoolExecutor(workers)
         self._settings = {
             **SAME_EVERYWHERE,
             **UNLIMITED,
@@ -82,6 +87,12 @@ class Side:
             self.endpoint, clock=self.clock, timeout=LOGIN_SECONDS, application_name="dbops consistency_check"
         )
         session.timeout = CALL_SECONDS
+        if session.raw.get_backend_pid() != session.value("SELECT pg_backend_pid()"):
+            raise DbopsError(
+                found=f"{self.endpoint.label} is a pooler, not a server",
+                expected="a direct connection: settings of a session have to stay with it",
+                remedy="give login_host and login_port of the server itself",
+            )
         session.run(set_all(self._settings, session.raw.server_version))
         self._opened.append(session)
         return session
@@ -114,6 +125,10 @@ class Side:
         holder = self.connect()
         holder.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         self._snapshot = holder.value("SELECT pg_export_snapshot()")
+
+    def submit(self, call: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Let one of the workers do it."""
+        return self._pool.submit(call, *arguments)
 
     def read(self, statement: str) -> list[tuple[Any, ...]]:
         """Of a piece. Tried again where the server could not let us finish."""
@@ -155,6 +170,7 @@ class Side:
         return {"system": str(row["system"]), "timeline": row["timeline"], "database": row["database"]}
 
     def close(self) -> None:
+        self._pool.shutdown()
         for session in self._opened:
             session.close()
 
@@ -213,6 +229,10 @@ def find_link(source: Side, target: Side, *, lag_timeout: float) -> Link:
     return Link("none", source, target, [], lag_timeout)
 
 
+def _lag(session: Session) -> int:
+    return int(session.value(_LAG))
+
+
 class Throttle:
     """Between pieces: rest for a share of the time, and let standbys catch up."""
 
@@ -228,18 +248,18 @@ class Throttle:
         began = self._clock.monotonic()
         if self._duty < 100:
             self._clock.sleep(worked * (100 / self._duty - 1))
-        while self._most and max(side.ask(lambda session: session.value(_LAG)) for side in self._sides) > self._most:
+        while self._most and max(side.submit(side.ask, _lag).result() for side in self._sides) > self._most:
             self._clock.sleep(0.25)
         self.seconds += self._clock.monotonic() - began
 
 
 @contextmanager
 def two_sides(
-    source: dict[str, Any], target: dict[str, Any], *, clock: Clock, parallel: int
+    source: dict[str, Any], target: dict[str, Any], *, clock: Clock, parallel: int, workers: int
 ) -> Iterator[tuple[Side, Side]]:
     sides = (
-        Side("source", source, clock=clock, parallel=parallel),
-        Side("target", target, clock=clock, parallel=parallel),
+        Side("source", source, clock=clock, parallel=parallel, workers=workers),
+        Side("target", target, clock=clock, parallel=parallel, workers=workers),
     )
     try:
         yield sides
