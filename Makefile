@@ -48,6 +48,7 @@ faults: ## the whole fault matrix, on PostgreSQL 18, 15 and 13; more than an hou
 	@tools/bootstrap.sh patroni || echo 'PATRONI CANNOT BE INSTALLED HERE, its tests are skipped' >&2
 	@.venv/bin/python tools/stages.py \
 		'tables on 15 and 17' '.venv/bin/python -m pytest -q tests/integration/tables -m long' \
+		'consistency, the other versions and keys' '.venv/bin/python -m pytest -q tests/integration/consistency -m long' \
 		'faults on 18' 'DBOPS_VERSION=18 .venv/bin/python -m pytest -q -s tests/faults' \
 		'faults on 15' 'DBOPS_VERSION=15 .venv/bin/python -m pytest -q tests/faults --ignore=tests/faults/test_patroni.py --deselect=tests/faults/test_kill.py::test_killed_at_two_hundred_random_times' \
 		'faults on 13' 'DBOPS_VERSION=13 .venv/bin/python -m pytest -q tests/faults --ignore=tests/faults/test_patroni.py --deselect=tests/faults/test_kill.py::test_killed_at_two_hundred_random_times'
