@@ -108,7 +108,7 @@ options:
         type: list
         elements: str
       columns:
-        description: The columns to compare; by default all.
+        description: The columns to compare, besides those of the key; by default all.
         type: list
         elements: str
       exclude:
@@ -120,7 +120,7 @@ options:
         type: str
       hash:
         description:
-          - V(fast) goes by the equality of the types (1.0 = 1.00, -0.0 = 0.0, 1 day = 24 hours).
+          - V(fast) takes numbers that are equal for equal, whatever their scale (1.0 = 1.00, -0.0 = 0.0).
           - V(strict) goes by the value as the server sends it (these differ).
         type: str
         choices: [fast, strict]

@@ -41,12 +41,25 @@ class RecordFile:
                 expected="a directory that the user running the module may write",
                 remedy="create it, or give another path",
             ) from error
+        directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def add(self, records: Iterable[Record], *, durable: bool = False) -> None:
-        text = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
-        os.write(self._file, text.encode())
-        if durable:
-            os.fsync(self._file)
+        data = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records).encode()
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            if durable:
+                os.fsync(self._file)
+        except OSError as error:
+            raise DbopsError(
+                found=f"cannot write {self.path}: {error.strerror}",
+                expected="room for it",
+                remedy="make room, move the file away, and run again",
+            ) from error
 
     def close(self) -> None:
         os.close(self._file)

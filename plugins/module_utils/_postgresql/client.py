@@ -201,7 +201,8 @@ class Session:
             self.close()
             raise self._error(plain_error(error)) from error
         except psycopg2.Error as error:
-            raise self._error(plain_error(error), sqlstate=error.pgcode or "") from error
+            brief = {"primary": error.diag.message_primary or "", "constraint": error.diag.constraint_name or ""}
+            raise self._error(plain_error(error), sqlstate=error.pgcode or "").with_details(**brief) from error
 
     def value(
         self,

@@ -24,6 +24,7 @@ SELECT nspname::text AS schema, relname::text AS name
 
 _TABLE = """
 SELECT pg_class.oid::bigint AS oid, relkind::text AS kind, relpersistence::text AS persistence,
+       relkind = 'r' AND relhassubclass AS inherited,
        has_schema_privilege(relnamespace, 'USAGE') AS usable,
        CASE WHEN relkind = 'p' THEN (SELECT sum(greatest(leaf.reltuples, 0)) FROM pg_partition_tree(pg_class.oid)
                                        JOIN pg_class leaf ON leaf.oid = relid AND isleaf)
@@ -47,14 +48,11 @@ SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type, base.typ
        base.oid::bigint AS base_oid, base.typtype::text AS kind,
        coalesce(element.typname::text, '') AS element, coalesce(element.oid, 0)::bigint AS element_oid,
        coalesce(element.typtype::text, '') AS element_kind,
-       base.typtype = 'r' OR EXISTS (
-         SELECT FROM pg_opclass JOIN pg_am ON pg_am.oid = opcmethod AND amname = 'hash'
-                JOIN pg_amproc ON amprocfamily = opcfamily AND amproclefttype = opcintype AND amprocnum = 2
-          WHERE opcdefault AND (opcintype = coalesce(element.oid, base.oid) OR EXISTS (
-                  SELECT FROM pg_cast WHERE castsource = coalesce(element.oid, base.oid) AND casttarget = opcintype
-                                        AND castmethod = 'b' AND castcontext = 'i'))) AS hashable,
        base.typsend <> 0 AND coalesce(element.typsend <> 0, true) AS sendable,
-       attcollation <> 0 AS collatable, attnotnull AS not_null, attgenerated <> '' AS generated,
+       (SELECT proname::text FROM pg_proc WHERE pg_proc.oid = base.typsend) AS send, attcollation <> 0 AS collatable,
+       attnotnull AND NOT EXISTS (  -- since 18 it may not be validated yet
+         SELECT FROM pg_constraint WHERE conrelid = attrelid AND contype = 'n' AND conkey = ARRAY[attnum]
+                                     AND NOT convalidated) AS not_null, attgenerated <> '' AS generated,
        atttypid <> base.oid AS domain,
        has_column_privilege(attrelid, attnum, 'SELECT') AS readable
   FROM pg_attribute JOIN under USING (attnum) JOIN pg_type AS base ON base.oid = under.oid AND under.typtype <> 'd'
@@ -105,13 +103,15 @@ SELECT n_distinct, correlation, histogram_bounds::text::text[] AS bounds
 
 @dataclass(frozen=True)
 class TableFacts:
-    """``keys``: columns of each usable unique key, the best first; ``rows`` and ``bytes``: by the statistics."""
+    """``keys``: columns of each usable unique key, the best first; ``inherited``: other tables' rows are among its
+    rows; ``rows`` and ``bytes``: by the statistics."""
 
     schema: str
     name: str
     oid: int
     kind: str
     persistence: str
+    inherited: bool
     rows: int
     bytes: int
     columns: tuple[Column, ...]
@@ -168,6 +168,7 @@ def read_table(session: Session, schema: str, name: str) -> TableFacts | None:
         row["oid"],
         row["kind"],
         row["persistence"],
+        row["inherited"],
         row["rows"] or 0,
         row["bytes"] or 0,
         tuple(Column(**one) for one in columns),

@@ -98,7 +98,6 @@ def compared_columns(source: TableFacts, target: TableFacts, wish: Wish) -> tupl
     return tuple(
         replace(
             here[name],
-            hashable=here[name].hashable and there[name].hashable,
             sendable=here[name].sendable and there[name].sendable,
             collatable=here[name].collatable and there[name].collatable,
             domain=here[name].domain or there[name].domain,
@@ -134,6 +133,18 @@ def chosen_key(source: TableFacts, target: TableFacts, wish: Wish) -> tuple[Colu
             "give key: other columns that tell rows apart",
         )
     return tuple(columns)
+
+
+def hashed_columns(columns: Sequence[Column], key: Sequence[Column]) -> tuple[Column, ...]:
+    """Those that make up a row's hash. Without the key rows that swapped their values would add up to the same, and
+    like rows would cancel each other."""
+    return tuple(sorted({column.name: column for column in (*key, *columns)}.values(), key=lambda column: column.name))
+
+
+def is_unique(source: TableFacts, target: TableFacts, key: Sequence[Column]) -> bool:
+    """Whether no two rows can have the same key on either side."""
+    names = tuple(column.name for column in key)
+    return all(names in facts.keys and not facts.inherited for facts in (source, target))
 
 
 def check_key(table: TableFacts, key: Sequence[Column], orders: Sequence[dict[str, KeyOrder]]) -> None:
@@ -260,7 +271,7 @@ class Statements:
             f"ARRAY[{', '.join(literal(key[number]) for key in keys)}]::text[]" for number in range(len(self.key))
         )
         names = [f"wanted_{number}" for number in range(len(self.key))]
-        cast = ", ".join(f"{name}::{column.type}" for name, column in zip(names, self.key))
+        cast = ", ".join(f"{name}::{column.cast}" for name, column in zip(names, self.key))
         more = "".join(f", {column.sql}::text" for column in columns)
         where = self._where(
             Piece(),
@@ -285,7 +296,7 @@ class Statements:
         return bucket(self.key, self.hash.method, self.hash.seed)
 
     def _values(self, bound: Key) -> str:
-        return ", ".join(f"{literal(text)}::{column.type}" for text, column in zip(bound, self.key))
+        return ", ".join(f"{literal(text)}::{column.cast}" for text, column in zip(bound, self.key))
 
     def _where(self, piece: Piece, within: tuple[int, Sequence[int]] | None = None, more: str = "") -> str:
         conditions = [f"({self.where})"] if self.where else []

@@ -20,12 +20,22 @@ from .quoting import identifier
 SECONDS = 24 * 3600.0  # for one statement that reads a table
 
 _TABLE = "format('%%I.%%I', nspname, pg_class.relname)"
-_USERS = f"nspname NOT IN ('pg_catalog', 'information_schema') AND (%(tables)s::text[] IS NULL OR {_TABLE} = ANY (%(tables)s))"  # noqa: E501
+# With a table its partitions are meant, which alone have indexes, and may have constraints of their own.
+_USERS = """nspname NOT IN ('pg_catalog', 'information_schema') AND pg_class.relpersistence <> 't'
+   AND (%(tables)s::text[] IS NULL OR nspname || '.' || pg_class.relname = ANY (%(tables)s) OR EXISTS (
+         SELECT FROM pg_partition_ancestors(pg_class.oid) AS up JOIN pg_class AS above ON above.oid = up.relid
+                JOIN pg_namespace AS there ON there.oid = above.relnamespace
+          WHERE there.nspname || '.' || above.relname = ANY (%(tables)s)))"""
 
 # A partition's constraints are those of its parent.
 _CONSTRAINTS = f"""
 SELECT pg_constraint.oid::bigint AS oid, conname::text AS name, contype::text AS kind, convalidated AS validated,
-       coalesce((to_jsonb(pg_constraint) ->> 'conenforced')::boolean, true) AS enforced, confmatchtype::text AS matches,
+       coalesce((to_jsonb(pg_constraint) ->> 'conenforced')::boolean, true) AS enforced,
+       coalesce((to_jsonb(pg_constraint) ->> 'conperiod')::boolean, false) AS period,
+       ARRAY(SELECT format('OPERATOR(%%I.%%s)', own.nspname, oprname)
+               FROM unnest(conpfeqop) WITH ORDINALITY AS op (oid, n)
+                    JOIN pg_operator ON pg_operator.oid = op.oid JOIN pg_namespace AS own ON own.oid = oprnamespace
+              ORDER BY n) AS operators, confmatchtype::text AS matches,
        {_TABLE} AS "table", pg_get_expr(conbin, conrelid) AS expression,
        (SELECT format('%%I.%%I', own.nspname, other.relname) FROM pg_class AS other
                JOIN pg_namespace AS own ON own.oid = other.relnamespace WHERE other.oid = confrelid) AS parent,
@@ -40,8 +50,7 @@ SELECT pg_constraint.oid::bigint AS oid, conname::text AS name, contype::text AS
 
 # Owned by a column, or called by its default.
 _SEQUENCES = f"""
-SELECT DISTINCT own.oid::regclass::text AS sequence, seqincrement AS increment, seqmax AS greatest, seqmin AS least,
-       seqstart AS start, pg_sequence_last_value(own.oid::regclass) AS last, {_TABLE} AS "table",
+SELECT DISTINCT own.oid::regclass::text AS sequence, seqincrement AS increment, {_TABLE} AS "table",
        attname::text AS "column",
        has_column_privilege(attrelid, attnum, 'SELECT') AND has_sequence_privilege(own.oid, 'SELECT') AS readable
   FROM pg_class AS own JOIN pg_sequence ON seqrelid = own.oid
@@ -109,6 +118,8 @@ class Found:
         self.problems.append({"object": what, "found": found, "remedy": remedy})
 
     def cannot(self, what: str, error: DbopsError) -> None:
+        if error.details.get("sqlstate") == "40001" or "connection is closed" in error.found:
+            raise error  # it may well be checked in a moment
         self.unreadable.append(f"{what}: {error.found}")
 
 
@@ -122,6 +133,9 @@ def constraints(session: Session, tables: list[str] | None) -> Found:
     result = Found()
     for row in session.rows(_CONSTRAINTS, {"tables": tables}):
         name = f"{row['name']} of {row['table']}"
+        if row["period"]:
+            result.notes.append(f"{name} is one of periods: its rows were not checked")
+            continue
         result.looked_at["constraints"] = result.looked_at.get("constraints", 0) + 1
         try:
             broken = _number(session, _orphans(row) if row["kind"] == "f" else _broken(row))
@@ -140,7 +154,10 @@ def constraints(session: Session, tables: list[str] | None) -> Found:
 
 def _orphans(row: dict[str, Any]) -> str:
     columns = [f"child.{identifier(name)}" for name in row["columns"]]
-    equal = [f"parent.{identifier(name)} = {column}" for name, column in zip(row["parent_columns"], columns)]
+    equal = [
+        f"parent.{identifier(name)} {operator} {column}"
+        for name, operator, column in zip(row["parent_columns"], row["operators"], columns)
+    ]
     present = " AND ".join(f"{column} IS NOT NULL" for column in columns)
     missing = f"NOT EXISTS (SELECT FROM {row['parent']} AS parent WHERE {' AND '.join(equal)})"
     condition = f"({present} AND {missing})"
@@ -166,13 +183,15 @@ def sequences(session: Session, tables: list[str] | None) -> Found:
             continue
         up = row["increment"] > 0
         column = identifier(row["column"])
+        # The column first: whoever takes a value meanwhile is then not behind it.
         text = f"SELECT {'max' if up else 'min'}({column}) FROM {row['table']}"
         try:
             [(furthest,)] = session.tuples(text, deadline=Deadline.after(session.clock, SECONDS))
+            [(last, called)] = session.tuples(f"SELECT last_value, is_called FROM {row['sequence']}")
         except DbopsError as error:
             result.cannot(name, error)
             continue
-        following = row["start"] if row["last"] is None else row["last"] + row["increment"]
+        following = last + row["increment"] if called else last
         if not isinstance(furthest, (int, Decimal)):  # empty, or a text that has the number in it
             continue
         if (following <= furthest) if up else (following >= furthest):

@@ -43,7 +43,7 @@ class Ledger:
 
     # -- the sums
 
-    def imbalances(self, most: int, keys: Sequence[tuple[str, ...]] = ()) -> str:
+    def imbalances(self, most: int, keys: Sequence[tuple[str | None, ...]] = ()) -> str:
         """A row for each key that does not add up, ``most`` of them: the key as text, the journal's sum less the
         balance, how many accounts there are, how many such keys. ``keys``: only these."""
         names = ", ".join(identifier(name) for name in self.key)
@@ -54,7 +54,7 @@ class Ledger:
             f" ORDER BY {names} LIMIT {most}"
         )
 
-    def _sums(self, names: str, keys: Sequence[tuple[str, ...]]) -> str:
+    def _sums(self, names: str, keys: Sequence[tuple[str | None, ...]]) -> str:
         return (
             # A NULL costs count() nothing, and says which side a row is of.
             f"SELECT {names}, sum(amount) AS difference, count(account) AS accounts FROM ("
@@ -88,16 +88,26 @@ class Ledger:
     def _completed(self) -> str:
         return _any(identifier(self.status), self.completed) if self.completed else ""
 
-    def _among(self, keys: Sequence[tuple[str, ...]]) -> str:
+    def _among(self, keys: Sequence[tuple[str | None, ...]]) -> str:
+        """Only these keys; a NULL in one is one."""
         if not keys:
             return ""
-        names = ", ".join(f"{identifier(name)}::text" for name in self.key)
-        listed = ", ".join(f"({', '.join(literal(text) for text in key)})" for key in keys)
-        return f"({names}) IN ({listed})"
+        names = [f"{identifier(name)}::text" for name in self.key]
+        whole = [key for key in keys if None not in key]
+        listed = ", ".join(f"({', '.join(literal(text) for text in key if text is not None)})" for key in whole)
+        conditions = [f"({', '.join(names)}) IN ({listed})"] if whole else []
+        conditions += [
+            " AND ".join(
+                f"{name} IS NULL" if text is None else f"{name} = {literal(text)}" for name, text in zip(names, key)
+            )
+            for key in keys
+            if None in key
+        ]
+        return " OR ".join(conditions)
 
     # -- the rows
 
-    def violations(self, condition: str, most: int, keys: Sequence[tuple[str, ...]] = ()) -> str:
+    def violations(self, condition: str, most: int, keys: Sequence[tuple[str | None, ...]] = ()) -> str:
         """A row for each account that does not meet the condition (unknown is not met): the key as text, how many.
         ``keys``: only these."""
         names = ", ".join(f"{identifier(name)}::text" for name in self.key)

@@ -20,6 +20,18 @@ from .row_hash import Column
 Statement = tuple[str, list[Any]]
 Row = Mapping[str, "str | None"]
 
+# Deleting or changing a row that it references would change rows of another table, too.
+CASCADES = """
+SELECT conname::text AS name, conrelid::regclass::text AS child, confdeltype IN ('c', 'n', 'd') AS on_delete,
+       confupdtype IN ('c', 'n', 'd') AS on_update,
+       ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY AS k (number, n)
+                    JOIN pg_attribute ON attrelid = conrelid AND attnum = number ORDER BY n) AS columns,
+       ARRAY(SELECT attname::text FROM unnest(confkey) WITH ORDINALITY AS k (number, n)
+                    JOIN pg_attribute ON attrelid = confrelid AND attnum = number ORDER BY n) AS referenced
+  FROM pg_constraint
+ WHERE confrelid = %s::oid AND contype = 'f' AND conparentid = 0
+   AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
+"""
 TRIGGERS = """
 SELECT tgname::text AS name FROM pg_trigger
  WHERE tgrelid = %s::oid AND NOT tgisinternal AND tgenabled IN ('O', 'A') ORDER BY 1
@@ -40,6 +52,32 @@ EQUAL = "is the same by now"
 SOURCE_CHANGED = "the source's row is another than when it was checked"
 TARGET_CHANGED = "the target's row is another than when it was checked"
 SEVERAL = "several rows have this key"
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A foreign key that carries a deletion or a change on to its children."""
+
+    name: str
+    child: str
+    on_delete: bool
+    on_update: bool
+    columns: tuple[str, ...]
+    referenced: tuple[str, ...]
+
+    def children(self, row: Row) -> Statement | None:
+        """Whether the row has any; None where it cannot."""
+        values = [row.get(name) for name in self.referenced]
+        if None in values:
+            return None
+        at = " AND ".join(f"{_escaped(identifier(name))} = %s" for name in self.columns)
+        return f"SELECT EXISTS (SELECT FROM {_escaped(self.child)} WHERE {at})", values
+
+    def concerns(self, before: Row, after: Row | None) -> bool:
+        """Whether what becomes of the row reaches them. ``after`` has the columns that are set."""
+        if after is None:
+            return self.on_delete
+        return self.on_update and any(name in after and after[name] != before.get(name) for name in self.referenced)
 
 
 def why_not(entry: Entry, source: Sequence[str], target: Sequence[str]) -> str:
@@ -73,18 +111,18 @@ class Mending:
         if not present:
             given = [column for column in self.columns if column.name in row]
             names = ", ".join(_escaped(column.sql) for column in given)
-            values = ", ".join(f"%s::{_escaped(column.type)}" for column in given)
+            values = ", ".join("%s" for _column in given)  # a cast would cut off what is too long
             # A value of an identity column that is always generated is a value like any other here.
             text = f"INSERT INTO {table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
             return text, [row[column.name] for column in given]
         keys = {column.name for column in self.key}
         changed = [column for column in self.columns if column.name in self.compared and column.name not in keys]
-        values = ", ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in changed)
+        values = ", ".join(f"{_escaped(column.sql)} = %s" for column in changed)
         text = f"UPDATE {table} SET {values} WHERE {self._at()}"
         return text, [*(row[column.name] for column in changed), *key]
 
     def _at(self) -> str:
-        return " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key)
+        return " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.cast)}" for column in self.key)
 
 
 def _escaped(text: str) -> str:
@@ -117,18 +155,18 @@ class Balance:
         shown = ", ".join(
             f"{_escaped(identifier(name)) if name else 'NULL'}::text AS {alias}" for alias, name in columns.items()
         )
-        at = " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key)
+        at = " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.cast)}" for column in self.key)
         return f"SELECT {shown} FROM {_escaped(self.accounts)} WHERE {at} FOR UPDATE"
 
-    def write(self, key: Key, total: str, version: str | None) -> Statement:
-        """The balance becomes ``total``, and available what is left of it after the reservations, which stay."""
+    def write(self, key: Key, total: str, whole: str, version: str | None) -> Statement:
+        """The balance becomes ``total``, and available what the reservations, which stay, leave of ``whole``."""
         balance, available, reserved, counter = (
             _escaped(identifier(name)) for name in (self.balance, self.available, self.reserved, self.version)
         )
         sets, values = [f"{balance} = %s::numeric"], [total]
         if self.available and self.reserved:
             sets.append(f"{available} = %s::numeric - {reserved}")
-            values.append(total)
+            values.append(whole)
         at = [f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key]
         values += list(key)
         if self.version:

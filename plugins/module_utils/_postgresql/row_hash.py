@@ -3,14 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One number for a row, computed in the server: the same on two servers if and only if the rows are the same.
 
-``hash_record_extended`` is linear in its columns (31 * h + h(column)), so a sum or an xor over it cannot see that two
-rows have swapped a column's value. Every row's hash is therefore put through a finaliser that is not linear, with a
-seed of the run, before rows are added up. Without a seed of its own it also takes a numeric NaN for NULL, because both
-count as 0 (and with the seed 1 a numeric zero).
+What PostgreSQL hashes rows by is made for joins, where a collision costs nothing. Here it would hide a difference for
+good: ``hash_record_extended`` is linear in its columns (31 * h + h(column)), so a sum over it cannot see that two rows
+have swapped a column's value; a numeric is hashed without its sign, and NaN like NULL where the seed is 0; a jsonb
+without its nesting; what has 64 bits (bigint, timestamp) is folded to 32 first. So a value goes in as it is only where
+its hash tells all values apart, and otherwise with what its hash leaves out, or as the bytes that the server sends;
+and the whole is hashed once more, as bytes, before rows are added up.
 
-Two meanings of *the same*: ``fast`` goes by the types' own equality (1.0 = 1.00, -0.0 = 0.0), ``strict`` by the binary
-form that the server sends (they differ, but still not by settings of the session). What has no portable binary form or
-hash goes as text, which both sides print by the same settings (session_settings.SAME_EVERYWHERE).
+Two meanings of *the same*: ``fast`` takes 1.0 and 1.00, and -0.0 and 0.0, for equal, ``strict`` nothing. What has no
+portable binary form goes as text, which both sides print by the same settings (session_settings.SAME_EVERYWHERE).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _TEXTS = ("text", "varchar", "bpchar", "name")
 class Column:
     """``base``: the type under all domains, ``element``: that of an array's elements (else empty), each as typname;
     ``base_oid`` and ``element_oid`` likewise. ``kind``: pg_type.typtype of ``base``. ``type``: as format_type prints
-    it, with its modifier. ``hashable``: there is an extended hash function. ``sendable``: there is a binary form."""
+    it, with its modifier. ``sendable``: there is a binary form, ``send`` is the function that makes it."""
 
     name: str
     type: str
@@ -49,12 +50,12 @@ class Column:
     element: str = ""
     element_oid: int = 0
     element_kind: str = ""
-    hashable: bool = True
     sendable: bool = True
     collatable: bool = False
     not_null: bool = False
     generated: bool = False
     domain: bool = False
+    send: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -65,6 +66,13 @@ class Column:
     def sql(self) -> str:
         return identifier(self.name)
 
+    @property
+    def cast(self) -> str:
+        """The type for a value that is there already: a modifier (varchar(10)) would cut it off."""
+        if self.base_oid >= FIRST_USER_OID or self.element:
+            return self.type
+        return f"pg_catalog.{identifier(self.base)}"
+
 
 def _text(column: Column, prefix: str) -> str:
     return f'{prefix}{column.sql}::text COLLATE "C"'
@@ -74,25 +82,44 @@ def _by_text(column: Column) -> bool:
     return column.foreign or column.base in _BY_NAME or column.element in _BY_NAME
 
 
+# Their hash tells all values apart: 32 bits or less, or all the bytes.
+_WHOLE = (
+    *("bool", "int2", "int4", "oid", "date", "char", "float4", "float8", "uuid", "inet", "cidr", "macaddr", "macaddr8"),
+    "bytea",
+)
+
+
 def _fast(column: Column, prefix: str) -> str:
-    if _by_text(column) or not column.hashable:
+    """One field or several."""
+    value = prefix + column.sql
+    if _by_text(column) or not column.sendable:
         return _text(column, prefix)
-    # Under a collation that is not deterministic the hash is that of a sort key, which another ICU makes otherwise.
-    value = f'{prefix}{column.sql} COLLATE "C"' if column.collatable else prefix + column.sql
-    # The hash of an array is that of its elements, whatever its shape.
-    return f"{value}, array_dims({prefix}{column.sql})" if column.element else value
+    if column.element:
+        return f"pg_catalog.array_send({value})"
+    if column.base in _TEXTS:
+        # Under a collation that is not deterministic the hash is that of a sort key, which another ICU makes otherwise.
+        return f'{value} COLLATE "C"'
+    if column.base in _WHOLE:
+        return value
+    if column.base == "int8":
+        return f"{value}, {value} >> 32"
+    if column.base == "numeric":
+        # One with a precision has no infinity, which the hash takes for NaN.
+        return f"{value}, {value} < 0" + (f", {value} = 'NaN'" if column.type == "numeric" or column.domain else "")
+    return f"pg_catalog.{identifier(column.send)}({_based(column, prefix)})"
+
+
+def _based(column: Column, prefix: str) -> str:
+    """A domain's OID, which the binary form of a row has in it, is another on another server."""
+    return f"{prefix}{column.sql}::{column.cast}" if column.domain else prefix + column.sql
 
 
 def _strict(column: Column, prefix: str) -> str:
-    if _by_text(column) or not column.sendable:
-        return _text(column, prefix)
-    # The binary form of a row has the OIDs of its types, and a domain's is another on another server.
-    return f"{prefix}{column.sql}::pg_catalog.{identifier(column.base)}" if column.domain else prefix + column.sql
+    return _text(column, prefix) if _by_text(column) or not column.sendable else _based(column, prefix)
 
 
 def _equal(column: Column, prefix: str) -> str:
-    """Of 13, which has no hash of a row: the binary form, after what ``fast`` calls equal was made equal. Numbers can
-    be; what remains strict are intervals, jsonb numbers and arrays."""
+    """Of 13, which has no hash of a row: the binary form, after what ``fast`` calls equal was made equal."""
     if not column.element and not column.foreign:
         if column.base == "numeric":
             return f"trim_scale({prefix}{column.sql})"
@@ -104,28 +131,31 @@ def _equal(column: Column, prefix: str) -> str:
 @dataclass(frozen=True)
 class RowHash:
     """``method``: ``record`` (14 and newer), ``send`` (14 and newer, strict), ``md5`` (13, or servers whose hashes
-    differ; ``strict`` says in which meaning). ``seed``: of the run, from 2 to 2 ** 31 - 1."""
+    differ; ``strict`` says in which meaning). ``seed``: of the run, from 2 to 2 ** 31 - 1. ``unique``: no two rows can
+    be the same; otherwise an xor would not see that two like rows became two other like rows."""
 
     columns: tuple[Column, ...]
     method: str
     seed: int
     strict: bool = False
+    unique: bool = True
 
     def row(self, prefix: str = "") -> str:
         """bigint, of one row; ``prefix`` such as ``t.`` stands before the names."""
         if self.method == "record":
             fields = ", ".join(_fast(column, prefix) for column in self.columns)
-            return f"hashint8extended(hash_record_extended(ROW({fields}), {self.seed}), {self.seed})"
+            linear = f"hash_record_extended(ROW({fields}), {self.seed})"
+            return f"hash_record_extended(ROW(int8send({linear})), {self.seed})"
         form = _strict if self.strict or self.method == "send" else _equal
         sent = f"record_send(ROW({', '.join(form(column, prefix) for column in self.columns)}))"
         if self.method == "send":
-            return f"hashint8extended(hash_record_extended(ROW({sent}), {self.seed}), {self.seed})"
+            return f"hash_record_extended(ROW({sent}), {self.seed})"
         return f"('x' || left(md5({sent}), 16))::bit(64)::bigint"
 
     @property
     def total(self) -> str:
-        """Of many rows, whatever their order. An md5 is not linear, so it can be summed: 13 has no bit_xor."""
-        return f"{'sum' if self.method == 'md5' else 'bit_xor'}({self.row()})"
+        """Of many rows, whatever their order. 13 has no bit_xor."""
+        return f"{'bit_xor' if self.unique and self.method != 'md5' else 'sum'}({self.row()})"
 
 
 def bucket(key: Sequence[Column], method: str, seed: int, prefix: str = "") -> str:

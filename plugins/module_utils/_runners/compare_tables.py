@@ -36,11 +36,14 @@ from .._postgresql.compare_plan import (
     differing_groups,
     divide,
     group_bits,
+    hashed_columns,
+    is_unique,
     pieces,
 )
 from .._postgresql.row_hash import PROBE, Column, RowHash, method_of
 from .two_sides import Link, Side, Throttle
 
+IN_FLIGHT = 100_000  # rows that may be on their way, besides those that differ
 FETCH_AT_ONCE = 200_000  # rows, of which far fewer are expected
 LOOK_AT_ONCE = 500  # rows in one statement
 BURST = 20  # looks at rows that change all the time, within one round
@@ -113,22 +116,40 @@ class TableComparison:
             for side, facts in ((self.source, source), (self.target, target))
         ]
         check_key(source, key, orders)
-        indexed = any(wanted in source.keys and wanted in target.keys for wanted in [tuple(names)])
+        indexed = tuple(names) in source.keys and tuple(names) in target.keys
+        self._check_encodings()
         facts, side = (source, self.source) if source.rows >= target.rows else (target, self.target)
         statistics = side.ask(lambda session: read_statistics(session, facts, names[0]))
         division = divide(facts, key, orders, statistics, wish.chunk_rows, indexed=indexed)
-        hashing = RowHash(columns, self._method(), self.options.seed, strict=wish.strict)
+        hashing = RowHash(
+            hashed_columns(columns, key),
+            self._method(),
+            self.options.seed,
+            strict=wish.strict,
+            unique=is_unique(source, target, key),
+        )
         statements = Statements(source.sql, key, hashing, wish.where)
         outcome.division, outcome.method = division, hashing.method
         outcome.key, outcome.columns = tuple(names), tuple(column.name for column in columns)
         outcome.types = {column.name: column.type for column in (*key, *columns)}
         outcome.seed, outcome.strict = hashing.seed, hashing.strict
-        search = _Search(self, statements, facts, division, outcome)
+        search = _Search(self, statements, facts, division, outcome, (source.oid, target.oid))
         candidates = search.run()
         self._confirm(statements, candidates, outcome)
         outcome.sample = self._sample(statements, columns, outcome)
         search.forget()
         return outcome
+
+    def _check_encodings(self) -> None:
+        here, there = (
+            side.ask(lambda session: session.value("SHOW server_encoding")) for side in (self.source, self.target)
+        )
+        if here != there:
+            raise DbopsError(
+                found=f"the source's database has the encoding {here}, the target's {there}",
+                expected="the same encoding: what is hashed are the bytes",
+                remedy="exclude the columns with text, or compare another way",
+            )
 
     def _method(self) -> str:
         versions = [side.ask(lambda session: int(session.raw.server_version)) for side in (self.source, self.target)]
@@ -144,14 +165,21 @@ class TableComparison:
 
     def _confirm(self, statements: Statements, candidates: list[Key], outcome: Outcome) -> None:
         for first in range(0, len(candidates), LOOK_AT_ONCE):
+            if len(outcome.found) >= self.options.most:
+                outcome.truncated = True
+                break
             self._confirm_some(statements, candidates[first : first + LOOK_AT_ONCE], outcome)
+        if len(outcome.found) > self.options.most:
+            del outcome.found[self.options.most :]
+            outcome.truncated = True
         outcome.found.sort(key=lambda difference: difference.key)
 
     def _confirm_some(self, statements: Statements, keys: list[Key], outcome: Outcome) -> None:
         """A row differs if the leader's was the same before and after the follower's was read, which by then had
-        applied all that the leader had written after the first look. It is equal if the follower's is one that the
-        leader had since. A row that the leader does not have has nothing to be the same, and without a link nothing
-        can be waited for: then two rounds have to be alike."""
+        applied all that the leader had written after the first look; and a second time the same: a row that the leader
+        does not have has no version, a standby may show a commit that its primary does not show yet, because it waits
+        for another standby, and without a link nothing can be waited for. It is equal if the follower's is one that
+        the leader had since."""
         seen: dict[Key, tuple[str, str]] = {}
         for attempt in range(self.options.rounds):
             if attempt:
@@ -165,7 +193,7 @@ class TableComparison:
                     outcome.in_flight += 1
                 elif len(set(versions)) > 1 or len(set(copies)) > 1:
                     left.append(key)
-                elif (now[0] == "" or self.link.kind == "none") and seen.get(key) != now:
+                elif seen.get(key) != now:
                     seen[key] = now
                     left.append(key)
                 else:
@@ -240,6 +268,7 @@ class _Search:
         facts: TableFacts,
         division: Division,
         outcome: Outcome,
+        oids: tuple[int, int],
     ) -> None:
         self.comparison = comparison
         self.options = comparison.options
@@ -250,7 +279,7 @@ class _Search:
         self.keys: list[Key] = []
         self._guard = threading.Lock()
         self._differed = 0
-        self._progress = _Progress(self.options, statements, comparison, facts.full_name)
+        self._progress = _Progress(self.options, statements, comparison, facts.full_name, oids)
 
     def run(self) -> list[Key]:
         with ThreadPoolExecutor(self.options.workers) as work:
@@ -323,14 +352,14 @@ class _Search:
         here, there = self._both(self.statements.groups(piece, bits, within))
         counted = max(sum(row[1] for row in here), sum(row[1] for row in there))
         differing = differing_groups(here, there)
-        if differing and bits == MOST_BITS and rows >> bits > 64 and not before:
-            self._narrow(piece, (bits, differing), rows)
+        if differing and not before and counted >> bits > 64:  # more than was thought, or more than groups are for
+            self._narrow(piece, (bits, differing), counted)
         elif differing:
             self._fetch(piece, bits, differing)
         return counted, bool(differing)
 
     def _fetch(self, piece: Piece, bits: int, differing: list[int]) -> None:
-        most = self.options.most - len(self.keys)
+        most = self.options.most + IN_FLIGHT - len(self.keys)
         if most <= 0:
             self.outcome.truncated = True
             return
@@ -342,7 +371,7 @@ class _Search:
                 self.outcome.truncated = True
             found = differences(here, there, len(self.statements.key))
             with self._guard:
-                room = self.options.most - len(self.keys)
+                room = self.options.most + IN_FLIGHT - len(self.keys)
                 self.keys += [difference.key for difference in found[:room]]
                 if len(found) > room:
                     self.outcome.truncated = True
@@ -353,7 +382,9 @@ class _Progress:
     """Pieces that were equal, in a file of JSON lines, so that a killed run goes on where it was. Only with the same
     options, and not for longer than was allowed: what was equal then may differ now."""
 
-    def __init__(self, options: Options, statements: Statements, comparison: TableComparison, name: str) -> None:
+    def __init__(
+        self, options: Options, statements: Statements, comparison: TableComparison, name: str, oids: tuple[int, int]
+    ) -> None:
         self._guard = threading.Lock()
         self._clock = comparison.clock
         self._equal: set[Piece] = set()
@@ -362,10 +393,10 @@ class _Progress:
         self._path: Path | None = None
         if options.state_dir is None:
             return
-        sides = [side.endpoint for side in (comparison.source, comparison.target)]
         meaning = params_hash(
             {
-                "sides": [(side.host, side.port, side.dbname) for side in sides],
+                "sides": [side.identity() for side in (comparison.source, comparison.target)],
+                "table": oids,
                 "columns": [(column.name, column.type) for column in statements.hash.columns],
                 "key": [column.name for column in statements.key],
                 "method": (statements.hash.method, statements.hash.strict, statements.where),

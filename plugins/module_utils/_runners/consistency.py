@@ -21,6 +21,7 @@ from .._core.clock import Clock
 from .._core.errors import DbopsError
 from .._core.records import RecordFile
 from .._postgresql import invariants
+from .._postgresql.client import Session
 from .._postgresql.compare_catalog import list_tables
 from .._postgresql.compare_plan import Wish
 from .._postgresql.quoting import qualified
@@ -35,6 +36,7 @@ GOOD, DIFFERENT, UNCONFIRMED, FAILED = "consistent", "different", "unconfirmed",
 
 def consistency(options: dict[str, Any], *, clock: Clock) -> dict[str, Any]:
     """``options`` is the argument dictionary of consistency_check; its RETURN documents the result."""
+    _check_input(options)
     for check in options["checks"]:
         if check["kind"] in TWO_SIDED and not options["target"]:
             raise DbopsError(
@@ -69,6 +71,22 @@ def consistency(options: dict[str, Any], *, clock: Clock) -> dict[str, Any]:
     }
 
 
+def _check_input(options: dict[str, Any]) -> None:
+    """A gate that looks at nothing must not be open."""
+    empty = [check["kind"] for check in options["checks"] if check["kind"] in TWO_SIDED and not check["tables"]]
+    least = {"workers": 1, "chunk_rows": 1, "duty_percent": 1, "max_differences": 1, "recheck_rounds": 2}
+    small = [f"{name} is {options[name]}" for name, limit in least.items() if options[name] < limit]
+    if options["duty_percent"] > 100:
+        small.append(f"duty_percent is {options['duty_percent']}")
+    if not options["checks"] or empty or small:
+        raise DbopsError(
+            found="; ".join([*small, *(f"{kind} has no tables" for kind in empty)]) or "checks is empty",
+            expected="something to check, workers, chunk_rows and max_differences from 1, recheck_rounds from 2,"
+            " duty_percent from 1 to 100",
+            remedy="correct the options",
+        )
+
+
 def summary(result: dict[str, Any]) -> DbopsError | None:
     """The error that a gate needs where anything differs, could not be confirmed, or could not be checked."""
     bad = [one for one in result["results"] if one["status"] != GOOD]
@@ -88,6 +106,8 @@ def _in_words(one: dict[str, Any]) -> str:
     about = f"{one['kind']} of {one['name']}"
     if one["status"] == FAILED:
         return f"{about} could not be checked: {one['error']}"
+    if one["status"] == UNCONFIRMED and not one["counts"]["unconfirmed"]:
+        return f"{about}: so many rows were on their way that not all could be looked at"
     if one["status"] == UNCONFIRMED:
         return f"{about}: {one['counts']['unconfirmed']} rows changed at every look"
     if one["status"] == GOOD:
@@ -157,7 +177,14 @@ class _Run:
                 )
             found.update(dict.fromkeys(fitting))
         left_out = [name if "." in name else f"public.{name}" for name in check["exclude_tables"]]
-        return [one for one in found if not any(fnmatchcase(".".join(one), pattern) for pattern in left_out)]
+        chosen = [one for one in found if not any(fnmatchcase(".".join(one), pattern) for pattern in left_out)]
+        if not chosen:
+            raise DbopsError(
+                found="exclude_tables leaves no table",
+                expected="at least one to check",
+                remedy="correct tables and exclude_tables",
+            )
+        return chosen
 
     def _tables(self, check: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if self.target is None:
@@ -212,8 +239,8 @@ class _Run:
         return TableComparison(self.source, target, self.link, throttle, chosen, clock=self.clock)
 
     def _counts(self, check: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rows of the leader before and after those of the follower: equal if the follower's number is between them
-        and they are one number, or else on another try."""
+        """Rows of the leader before and after those of the follower. Different if the leader's are one number and the
+        follower's another, twice the same."""
         for schema, name in self._named(check):
             condition = f" WHERE {check['where']}" if check["where"] else ""
             text = f"SELECT count(*) FROM {qualified(schema, name)}{condition}"  # noqa: S608  quoted identifiers
@@ -225,7 +252,7 @@ class _Run:
 
     def _count(self, name: str, text: str) -> dict[str, Any]:
         leader, follower = self.link.leader, self.link.follower
-        status, rows = UNCONFIRMED, {"source": 0, "target": 0, "unconfirmed": 0}
+        status, rows, seen = UNCONFIRMED, {"source": 0, "target": 0, "unconfirmed": 0}, (-1, -1)
         for attempt in range(self.options["recheck_rounds"]):
             if attempt:
                 self.clock.sleep(min(2.0, self.options["recheck_delay"] * 1.5**attempt))
@@ -234,9 +261,13 @@ class _Run:
             copied = follower.look(text)[0][0]
             after = leader.look(text)[0][0]
             rows = {leader.name: after, follower.name: copied, "unconfirmed": 0}
-            if before == after or copied in (before, after):
-                status = GOOD if copied in (before, after) else DIFFERENT
+            if copied in (before, after):
+                status = GOOD
                 break
+            if before == after and seen == (after, copied):
+                status = DIFFERENT
+                break
+            seen = after, copied
         if status == UNCONFIRMED:
             rows["unconfirmed"] = 1
         return _result("counts", name, status, counts=rows, differences=abs(rows["source"] - rows["target"]))
@@ -249,14 +280,17 @@ class _Run:
 
     def _ledger(self, check: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for side in self._sides:
-            ledger = ledger_of(side, check["ledger"] or {})
-            outcome = check_ledger(
-                side,
-                ledger,
-                most=self.options["max_differences"],
-                delay=self.options["recheck_delay"],
-                clock=self.clock,
-            )
+            try:
+                outcome = check_ledger(
+                    side,
+                    ledger_of(side, check["ledger"] or {}),
+                    most=self.options["max_differences"],
+                    delay=self.options["recheck_delay"],
+                    clock=self.clock,
+                )
+            except DbopsError as error:
+                yield _result("ledger", side.name, FAILED, error=error.message)
+                continue
             problems = _of_ledger(outcome)
             self.files.report("ledger", side.name, problems)
             if outcome.imbalances:
@@ -280,22 +314,28 @@ class _Run:
 
     def _one_sided(self, check: dict[str, Any]) -> Iterator[dict[str, Any]]:
         kind = check["kind"]
+        if check["exclude_tables"] and not check["tables"]:
+            check = {**check, "tables": ["*.*"]}
         tables = [".".join(one) for one in self._named(check)] if check["tables"] else None
+        questions: dict[str, Callable[[Session], invariants.Found]] = {
+            "constraints": lambda session: invariants.constraints(session, tables),
+            "sequences": lambda session: invariants.sequences(session, tables),
+            "indexes": lambda session: invariants.indexes(
+                session, tables, amcheck=check["amcheck"], heap=check["heapallindexed"]
+            ),
+            "replication": lambda session: invariants.replication(
+                session,
+                max_lag_bytes=check["max_lag_bytes"],
+                max_lag_seconds=check["max_lag_seconds"],
+                max_slot_bytes=check["max_slot_bytes"],
+            ),
+        }
         for side in self._sides:
-            session = side.session
-            if kind == "constraints":
-                found = invariants.constraints(session, tables)
-            elif kind == "sequences":
-                found = invariants.sequences(session, tables)
-            elif kind == "indexes":
-                found = invariants.indexes(session, tables, amcheck=check["amcheck"], heap=check["heapallindexed"])
-            else:
-                found = invariants.replication(
-                    session,
-                    max_lag_bytes=check["max_lag_bytes"],
-                    max_lag_seconds=check["max_lag_seconds"],
-                    max_slot_bytes=check["max_slot_bytes"],
-                )
+            try:
+                found = side.ask(questions[kind])
+            except DbopsError as error:
+                yield _result(kind, side.name, FAILED, error=error.message)
+                continue
             status = FAILED if found.unreadable else DIFFERENT if found.count else GOOD
             self.files.report(kind, side.name, found.problems)
             yield _result(
@@ -351,7 +391,12 @@ def _of_ledger(outcome: LedgerOutcome) -> list[dict[str, Any]]:
 
 def _metrics(results: list[dict[str, Any]], labels: dict[str, str], now: float) -> list[metrics.Family]:
     texts = {name: str(value) for name, value in labels.items()}
-    each = [({**texts, "kind": one["kind"], "name": one["name"]}, one) for one in results]
+    # The collector refuses a file with the same series twice; the last one of a kind and a name counts.
+    each = list(
+        {
+            (one["kind"], one["name"]): ({**texts, "kind": one["kind"], "name": one["name"]}, one) for one in results
+        }.values()
+    )
 
     def of_each(name: str, text: str, value: Callable[[dict[str, Any]], float]) -> metrics.Family:
         return metrics.Family(name, text, tuple((found, value(one)) for found, one in each))

@@ -24,7 +24,7 @@ class Imbalance:
     """``difference``: the journal's sum less the balance, as text; NaN where a row is neither credit nor debit.
     ``accounts``: how many rows of accounts have the key."""
 
-    key: tuple[str, ...]
+    key: tuple[str | None, ...]
     difference: str
     accounts: int
 
@@ -125,18 +125,18 @@ def check_ledger(side: Side, ledger: Ledger, *, most: int, delay: float, clock: 
     """One statement is one snapshot, so an application that writes both in one transaction never looks wrong. What was
     found is looked at once more after ``delay`` seconds, for one that does not, and what is right then is not told."""
     outcome = LedgerOutcome()
-    first = side.read(ledger.imbalances(most))
+    first = side.look(ledger.imbalances(most))
     if first:
         clock.sleep(delay)
     width = len(ledger.key)
     keys = [tuple(row[:width]) for row in first]
     for start in range(0, len(keys), LOOK_AT_ONCE):
-        again = side.read(ledger.imbalances(most, keys[start : start + LOOK_AT_ONCE]))
+        again = side.look(ledger.imbalances(most, keys[start : start + LOOK_AT_ONCE]))
         outcome.imbalances += [Imbalance(tuple(row[:width]), row[width], row[width + 1]) for row in again]
     outcome.in_flight = len(first) - len(outcome.imbalances)
     outcome.imbalance_count = max(0, (first[0][width + 2] if first else 0) - outcome.in_flight)
     for condition in ledger.conditions:
-        rows = side.read(ledger.violations(condition, most))
+        rows = side.look(ledger.violations(condition, most))
         outcome.violation_count += rows[0][width] if rows else 0
         outcome.violations += [{"key": list(row[:width]), "condition": condition} for row in rows]
     return outcome

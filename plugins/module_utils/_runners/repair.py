@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 from .._core.clock import Clock
@@ -19,9 +19,9 @@ from .._core.errors import DbopsError
 from .._core.records import RecordFile, read_records
 from .._postgresql.client import Session, connect
 from .._postgresql.compare_catalog import TableFacts, read_table
-from .._postgresql.compare_plan import Key, Statements
+from .._postgresql.compare_plan import Key, Statements, hashed_columns
 from .._postgresql.lease import HOLDERS, TAKE, lease_key
-from .._postgresql.repair_plan import EQUAL, TRIGGERS, Balance, Entry, Mending, why_not
+from .._postgresql.repair_plan import CASCADES, EQUAL, TRIGGERS, Balance, Cascade, Entry, Mending, why_not
 from .._postgresql.row_hash import Column, RowHash
 from .._postgresql.session_settings import SAME_EVERYWHERE, UNLIMITED, set_all
 from .ledger_check import ledger_of
@@ -126,6 +126,7 @@ class _Repair:
             )
         if not self.check_mode:
             self._take_lease()
+        found = [section for section in found if self._mine(section)]
         # Nothing is touched before all of it was looked at.
         jobs = [self._job(section) for section in found]
         for section, job in zip(reversed(found) if self.undoing else found, reversed(jobs) if self.undoing else jobs):
@@ -163,7 +164,6 @@ class _Repair:
             )
 
     def _check_sides(self, section: Section) -> None:
-        """A ledger is mended where it was found wrong, a table always on the target."""
         wanted = section.header["sides"]
         mine = {"target": self.target, "source": self.source}
         if section.header["header"] == "ledger":
@@ -171,9 +171,9 @@ class _Repair:
             wanted = {"target": identity}
         for name, identity in wanted.items():
             side = mine[name]
+            if name == "source" and self.undoing:
+                continue  # nothing is read there
             if side is None:
-                if self.undoing:
-                    continue
                 raise DbopsError(
                     found="no source is given, and the plan has rows of tables",
                     expected="the source that the check compared with",
@@ -188,6 +188,16 @@ class _Repair:
                     expected="the server that was checked, without a promotion or a restore since",
                     remedy="correct source and target, or check again",
                 )
+
+    def _mine(self, section: Section) -> bool:
+        """A check of two sides may find balances wrong on either; those of the other one are left for another run."""
+        if section.header["header"] != "ledger" or self.source is None:
+            return True
+        [identity] = section.header["sides"].values()
+        if identity == self.target.identity() or identity != self.source.identity():
+            return True
+        self.outcome.warnings.append("balances of the source are in the plan, too: mend them with it as the target")
+        return False
 
     # -- one row
 
@@ -218,9 +228,9 @@ class _Repair:
             session.run("COMMIT")
         except DbopsError as error:
             if session.closed:
-                raise
+                raise error.with_details(changed=bool(self.outcome.mended), mended=len(self.outcome.mended)) from error
             session.run("ROLLBACK")
-            self.outcome.failed.append({**said, "why": error.found})
+            self.outcome.failed.append({**said, "why": _why(error)})
             return
         self.outcome.mended.append({**said, "what": change.what})
 
@@ -233,6 +243,12 @@ class _Repair:
             self._section = section
             header = [{**section.header, "v": VERSION}]
         self._undo.add([*header, record], durable=True)
+
+
+def _why(error: DbopsError) -> str:
+    """The server's message without its details, which have the row's values in them."""
+    constraint = error.details.get("constraint")
+    return (error.details.get("primary") or error.found) + (f" ({constraint})" if constraint else "")
 
 
 def _shown(statement: tuple[str, list[Any]]) -> str:
@@ -273,8 +289,15 @@ class _TableJob(_Job):
                 raise _stale(f"{name} of {self.name} is {column.type if column else 'gone'}, it was {type_}")
         self.key = tuple(self._column(name) for name in header["key"])
         compared = tuple(self._column(name) for name in header["columns"])
-        hashing = RowHash(compared, header["method"], header["seed"], strict=header["strict"])
-        self.statements = Statements(facts.sql, self.key, hashing, header["where"])
+        if tuple(header["key"]) not in facts.keys or facts.inherited:
+            raise _stale(f"{', '.join(header['key'])} is not a unique key of {self.name}: a row cannot be told by it")
+        hashing = RowHash(hashed_columns(compared, self.key), header["method"], header["seed"], strict=header["strict"])
+        # Without the condition of the check: a row that does not meet it is no missing row.
+        self.statements = Statements(facts.sql, self.key, hashing)
+        self.cascades = [
+            Cascade(**{**row, "columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
+            for row in work.writer.rows(CASCADES, [facts.oid])
+        ]
         written = tuple(column for column in facts.columns if not column.generated)
         self.mending = Mending(facts.sql, self.key, written, frozenset(header["columns"]))
         self.copied = self._copied(schema, table)
@@ -317,21 +340,43 @@ class _TableJob(_Job):
         row = wanted[0].values if wanted else None
         return self._change(key, row, seen.source, now)
 
+    def _source_is_still(self, key: Key, hashed: str) -> bool:
+        if self.work.undoing or self.work.source is None:
+            return True
+        rows = self._found(self.work.source.look(self.statements.look_up([key], self.copied)), self.copied)
+        return "".join(row.hash for row in rows) == hashed
+
     def _back(self, entry: dict[str, Any], key: Key, now: list[_Found]) -> _Change | str:
         if "".join(row.hash for row in now) != entry["after"]:
             return EQUAL if not now and entry["before"] is None else "it was changed after the repair"
+        # Somebody may have written to columns that were not compared.
+        if (
+            now
+            and entry["before"] is None
+            and any(now[0].values.get(name) != value for name, value in (entry["added"] or {}).items())
+        ):
+            return "it was changed after the repair"
         return self._change(key, entry["before"], entry["before_hash"], now)
 
-    def _change(self, key: Key, row: dict[str, Any] | None, hashed: str, now: list[_Found]) -> _Change:
+    def _change(self, key: Key, row: dict[str, Any] | None, hashed: str, now: list[_Found]) -> _Change | str:
         what = "removed" if row is None else "changed" if now else "added"
+        if now:
+            after = None if row is None else {name: row[name] for name in self.mending.compared if name in row}
+            for cascade in self.cascades:
+                question = cascade.children(now[0].values) if cascade.concerns(now[0].values, after) else None
+                if question and self.work.writer.value(*question):
+                    return f"{cascade.child} has rows that {cascade.name} would change with it: mend those first"
         undo = {
             "key": list(key),
             "before": now[0].values if now else None,
             "before_hash": now[0].hash if now else "",
             "after": hashed,
+            "added": row if not now else None,
         }
 
         def verify() -> str:
+            if not self._source_is_still(key, hashed):
+                return "the source's row has changed meanwhile"
             after = "".join(found.hash for found in self._own(key, lock=False))
             return "" if after == hashed else "something (a trigger?) made another row of it"
 
@@ -373,6 +418,8 @@ class _LedgerJob(_Job):
         if len(rows) != 1:
             return "there is no account, or several: that is for the application to mend"
         now = rows[0]
+        if now["balance"] is None:
+            return "its balance is NULL: that is for the application to mend"
         if self.work.undoing:
             return self._back(entry, key, now)
         off = self._off(key)
@@ -382,7 +429,8 @@ class _LedgerJob(_Job):
             return "an entry of the journal is neither credit nor debit: mend the entry"
         if off != Decimal(entry["off"]):
             return f"the balance is off by {off} now, and was by {entry['off']}"
-        return self._change(key, f"{Decimal(now['balance']) + off:f}", now)
+        wanted = _sum(now["balance"], off)
+        return self._change(key, wanted, wanted, now, f"the balance was off by {off}")
 
     def _off(self, key: Key) -> Decimal | None:
         """The journal's sum less the balance, read while the account is locked; None where they are equal."""
@@ -392,9 +440,12 @@ class _LedgerJob(_Job):
     def _back(self, entry: dict[str, Any], key: Key, now: dict[str, Any]) -> _Change | str:
         if Decimal(now["balance"]) != Decimal(entry["after"]) or now["version"] != entry["after_version"]:
             return "it was changed after the repair"
-        return self._change(key, entry["before"]["balance"], now)
+        before = entry["before"]
+        parts = before["available"], before["reserved"]
+        whole = before["balance"] if None in parts else _sum(*parts)
+        return self._change(key, before["balance"], whole, now, "what it was before")
 
-    def _change(self, key: Key, wanted: str, now: dict[str, Any]) -> _Change:
+    def _change(self, key: Key, wanted: str, whole: str, now: dict[str, Any], what: str) -> _Change:
         after_version = None if now["version"] is None else str(int(now["version"]) + 1)
         undo = {"key": list(key), "before": now, "after": wanted, "after_version": after_version}
 
@@ -402,14 +453,22 @@ class _LedgerJob(_Job):
             rows = self.work.writer.rows(self.balance.read(), list(key))
             if not rows or Decimal(rows[0]["balance"]) != Decimal(wanted) or rows[0]["version"] != after_version:
                 return "something (a trigger?) made another balance of it"
+            if not self.work.undoing and self._off(key) is not None:
+                return "it would still not be the sum of its journal (a column with fewer digits?)"
             broken = [] if self.work.undoing else [text for text in self.conditions if self._breaks(text, key)]
             return f"the account would not meet {broken[0]}" if broken else ""
 
-        statement = self.balance.write(key, wanted, now["version"])
-        return _Change(f"balance {now['balance']} becomes {wanted}", statement, undo, verify)
+        return _Change(what, self.balance.write(key, wanted, whole, now["version"]), undo, verify)
 
     def _breaks(self, condition: str, key: Key) -> bool:
         return bool(self.work.writer.tuples(self.ledger.violations(condition, 1, [key])))
+
+
+def _sum(*parts: Any) -> str:
+    """Exact, whatever the number of digits."""
+    with localcontext() as context:
+        context.prec = 2000
+        return f"{sum((Decimal(part) for part in parts), Decimal(0)):f}"
 
 
 def _has(facts: TableFacts, name: str) -> bool:

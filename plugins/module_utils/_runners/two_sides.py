@@ -33,7 +33,10 @@ POLL_SECONDS = 0.01
 
 _IDENTITY = """
 SELECT (SELECT system_identifier FROM pg_control_system()) AS system, pg_is_in_recovery() AS recovering,
-       (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline, current_database()::text AS database
+       greatest((SELECT timeline_id FROM pg_control_checkpoint()),
+                CASE WHEN NOT pg_is_in_recovery()
+                     THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END) AS timeline,
+       current_database()::text AS database, pg_postmaster_start_time()::text AS started
 """
 _SUBSCRIBED = "SELECT subslotname::text FROM pg_subscription WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"  # noqa: E501
 _SLOTS = """
@@ -110,7 +113,15 @@ class Side:
     def _connect_reader(self) -> Session:
         session = self.connect()
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        session.run(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
+        try:
+            session.run(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
+        except DbopsError as error:
+            raise DbopsError(
+                found=f"{error.found}; the snapshot of the run is lost",
+                expected="a server that keeps it to the end",
+                remedy="with snapshot: run a standby must not cancel long reads (hot_standby_feedback, or a longer"
+                " max_standby_streaming_delay); or use snapshot: piece",
+            ) from error
         return session
 
     def _kept(self, name: str, make: Callable[[], Session]) -> Session:
@@ -132,7 +143,7 @@ class Side:
 
     def read(self, statement: str) -> list[tuple[Any, ...]]:
         """Of a piece. Tried again where the server could not let us finish."""
-        return self._again(lambda: self._tuples(self._reader, statement), lasting=bool(self._snapshot))
+        return self._again(lambda: self._read(statement))
 
     def look(self, statement: str) -> list[tuple[Any, ...]]:
         """As of now, whatever the snapshot of the run."""
@@ -142,24 +153,25 @@ class Side:
         """Reads of the catalog and other brief ones."""
         return self._again(lambda: question(self.session))
 
+    def _read(self, statement: str) -> list[tuple[Any, ...]]:
+        reader = self._reader
+        try:
+            return self._tuples(reader, statement)
+        except DbopsError:
+            if self._snapshot:
+                reader.close()  # its transaction is aborted; the next one joins the snapshot again
+            raise
+
     def _tuples(self, session: Session, statement: str) -> list[tuple[Any, ...]]:
         return session.tuples(statement, deadline=Deadline.after(self.clock, STATEMENT_SECONDS))
 
-    def _again(self, attempt: Callable[[], T], *, lasting: bool = False) -> T:
-        """``lasting``: what it reads from is lost with the session."""
+    def _again(self, attempt: Callable[[], T]) -> T:
         for number in range(TRIES):
             try:
                 return attempt()
             except DbopsError as error:
                 if number == TRIES - 1 or not _passing(error):
                     raise
-                if lasting:
-                    raise DbopsError(
-                        found=f"{error.found}; the snapshot of the run is lost",
-                        expected="a server that keeps it to the end",
-                        remedy="with snapshot: run a standby must not cancel long reads (hot_standby_feedback, or a"
-                        " longer max_standby_streaming_delay); or use snapshot: piece",
-                    ) from error
                 self.retries += 1
                 self.clock.sleep(0.1 * 2**number)
         raise AssertionError("the last attempt returns or raises")
@@ -217,6 +229,12 @@ def find_link(source: Side, target: Side, *, lag_timeout: float) -> Link:
     """By what the servers say of themselves."""
     here, there = (side.ask(lambda session: session.rows(_IDENTITY)[0]) for side in (source, target))
     same = here["system"] == there["system"]
+    if same and (here["started"], here["database"]) == (there["started"], there["database"]):
+        raise DbopsError(
+            found=f"{source.endpoint.label} and {target.endpoint.label} are one and the same server",
+            expected="two servers, or two databases: a server is always the same as itself",
+            remedy="correct source and target (a name may lead to whoever is the primary)",
+        )
     if same and (here["recovering"] or there["recovering"]):
         leader, follower = (source, target) if there["recovering"] else (target, source)
         return Link("physical", leader, follower, [], lag_timeout)

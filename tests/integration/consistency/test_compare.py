@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration.consistency.scene import Pair, found, good
 from tests.lab import users
+from tests.lab.operation import run_module
 
 ROWS = 4000
 KEYS: dict[str, tuple[str, str, str]] = {
@@ -130,6 +131,54 @@ def test_a_given_key_need_not_be_unique(pair: Pair) -> None:
     good(pair.table("t", key=["a"]))
     pair.target.sql("INSERT INTO t VALUES (1, 'y'), (1, 'y')")  # an xor of all rows would not change
     assert found(pair.table("t", key=["a"])["one"]) == {("changed", "1")}
+
+
+def test_like_rows_that_became_other_like_rows(pair: Pair) -> None:
+    """An xor over them would be the same."""
+    pair.sql("CREATE TABLE t (a int NOT NULL, v text); INSERT INTO t VALUES (1, 'x'), (1, 'y'), (1, 'y'), (2, 'z')")
+    pair.target.sql("UPDATE t SET v = 'q' WHERE v = 'y'")
+    assert found(pair.table("t", key=["a"])["one"]) == {("changed", "1")}
+
+
+def test_values_that_two_rows_swapped_where_the_key_is_not_compared(pair: Pair) -> None:
+    pair.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, status text); INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c'), (4, 'c')"
+    )
+    pair.target.sql("UPDATE t SET status = CASE id WHEN 1 THEN 'b' ELSE 'a' END WHERE id < 3")
+    assert found(pair.table("t", columns=["status"])["one"]) == {("changed", "1"), ("changed", "2")}
+    pair.target.sql("UPDATE t SET status = CASE id WHEN 1 THEN 'a' WHEN 2 THEN 'b' ELSE 'd' END")
+    assert found(pair.table("t", exclude=["id"])["one"]) == {("changed", "3"), ("changed", "4")}
+
+
+def test_a_key_that_is_longer_on_one_side(pair: Pair) -> None:
+    for side, length in ((pair.source, 10), (pair.target, 20)):
+        side.sql(f"CREATE TABLE t (k varchar({length}) PRIMARY KEY, v int); INSERT INTO t VALUES ('a', 1)")  # noqa: S608
+    pair.target.sql("INSERT INTO t VALUES ('abcdefghijKLM', 1)")
+    assert found(pair.table("t")["one"]) == {("extra", "abcdefghijKLM")}
+
+
+def test_a_server_is_not_compared_with_itself(pair: Pair) -> None:
+    pair.sql("CREATE TABLE t (id int PRIMARY KEY)")
+    result = Pair(pair.source, pair.source).table("t")
+    assert (result["failed"], result["consistent"]) == (True, False)
+    assert "one and the same server" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"checks": []}, "checks is empty"),
+        ({"checks": [{"kind": "table", "tables": []}]}, "table has no tables"),
+        ({"duty_percent": 0}, "duty_percent is 0"),
+        ({"chunk_rows": 0, "workers": 0}, "workers is 0; chunk_rows is 0"),
+    ],
+)
+@pytest.mark.parametrize("servers", [("15", "18")], indirect=True, ids="-".join)
+def test_a_gate_that_looks_at_nothing_is_not_open(pair: Pair, options: dict[str, Any], says: str) -> None:
+    arguments = {"source": pair.source.login, "target": pair.target.login, "checks": [{"kind": "sequences"}], **options}
+    result = run_module("consistency_check", arguments)
+    assert (result["failed"], result["consistent"]) == (True, False)
+    assert says in result["msg"]
 
 
 def test_the_whole_report_goes_to_a_file(pair: Pair, tmp_path: Path) -> None:

@@ -80,6 +80,37 @@ def test_sequences(pair: Pair) -> None:
     good(pair.check({"kind": "sequences"}))
 
 
+def test_a_named_table_is_found_whatever_its_name_and_with_its_partitions(pair: Pair) -> None:
+    pair.sql(
+        'CREATE TABLE "user" (id serial PRIMARY KEY);'
+        'CREATE TABLE "Order" (id int PRIMARY KEY) PARTITION BY RANGE (id);'
+        'CREATE TABLE part PARTITION OF "Order" DEFAULT'
+    )
+    result = good(pair.check({"kind": "indexes", "tables": ["public.user", "public.Order"]}))
+    assert result["results"][0]["counts"]["indexes"] == 3
+    result = good(pair.check({"kind": "indexes", "exclude_tables": ["public.Order"]}))
+    assert result["results"][0]["counts"]["indexes"] == 1
+
+
+def test_what_other_sessions_have_for_themselves_is_not_looked_at(pair: Pair) -> None:
+    connection = pair.source.connect()
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE own (id serial PRIMARY KEY)")
+        good(pair.check({"kind": "sequences"}, {"kind": "constraints"}, {"kind": "indexes"}))
+    connection.close()
+
+
+def test_a_sequence_that_was_restarted(pair: Pair) -> None:
+    pair.sql("CREATE TABLE t (id serial); INSERT INTO t VALUES (999)")
+    for side in (pair.source, pair.target):
+        side.sql("ALTER SEQUENCE t_id_seq RESTART WITH 1000")
+    good(pair.check({"kind": "sequences"}))
+    pair.source.sql("ALTER SEQUENCE t_id_seq RESTART WITH 5")
+    assert of_source(pair.check({"kind": "sequences"})) == {
+        "public.t_id_seq of public.t.id": "its next value is 5, the column has 999 already"
+    }
+
+
 def test_indexes(pair: Pair) -> None:
     pair.sql("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT g, 1 FROM generate_series(1, 2000) AS g")
     result = pair.check({"kind": "indexes"})

@@ -81,6 +81,16 @@ def test_what_is_wrong_on_either_side(books: Pair) -> None:
     assert (some["differences"], some["results"][0]["truncated"]) == (5, True)
 
 
+def test_an_entry_of_nobody(books: Pair) -> None:
+    books.source.sql(
+        "ALTER TABLE transaction_journal ALTER user_id DROP NOT NULL;"
+        "INSERT INTO transaction_journal (id, user_id, currency, type, amount) VALUES (9001, NULL, 'USD', 'credit', 5)"
+    )
+    result = check(books)
+    [one] = result["results"][0]["sample"]
+    assert one == {"key": [None, "USD"], "found": "the journal has entries (sum 5.00000000), and there is no account"}
+
+
 def test_conditions_of_accounts(books: Pair) -> None:
     books.source.sql("UPDATE accounts SET reserved = -1, available = available + 1 WHERE user_id = 7")
     books.source.sql("UPDATE accounts SET reserved = 5 WHERE user_id = 8")

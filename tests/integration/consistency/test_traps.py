@@ -16,14 +16,14 @@ COLUMNS = """
     id int PRIMARY KEY, name text, other text, n numeric, f float8, r float4, mood mood, at timestamptz, plain
     timestamp, day date, clock time, b bytea, doc jsonb, js json, list int[], words text[], padded char(6), yes
     boolean, i interval, u uuid, positive positive, area point, bits bit(3), cash money, span int4range, address inet,
-    couple couple, kind regtype
+    couple couple, kind regtype, big bigint, nums numeric[], o interval, t2 time
 """
 SAME = """
 INSERT INTO traps SELECT g, 'name ' || g, '', g / 7.0, g / 7.0, g / 7.0, 'calm',
     '2026-01-01 00:00+00'::timestamptz + g * interval '1.000001 s', '2026-01-01', '2026-01-01', '12:00',
     decode(md5(g::text), 'hex'), '{"a": 1}', '{"b":  1}', ARRAY[g, NULL], ARRAY['a,b', 'ä'], 'x', g % 3 = 0,
     g * interval '1 day', md5(g::text)::uuid, g, point(g, 0.1), B'101', g, int4range(g, g + 5), '10.0.0.1'::inet,
-    ROW(g, 'y')::couple, 'int8'::regtype
+    ROW(g, 'y')::couple, 'int8'::regtype, g, ARRAY[g, 1.5], '1 day', '12:00'
   FROM generate_series(1, 3000) AS g
 """
 

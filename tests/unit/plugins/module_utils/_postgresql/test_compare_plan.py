@@ -27,6 +27,8 @@ from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.compare
     differing_groups,
     divide,
     group_bits,
+    hashed_columns,
+    is_unique,
     pieces,
 )
 from ansible_collections.stateful.dbops.plugins.module_utils._postgresql.row_hash import (
@@ -40,7 +42,7 @@ from hypothesis import strategies as st
 
 ID = Column("id", "bigint", "int8", 20, "b", not_null=True)
 NAME = Column("name", "text", "text", 25, "b", collatable=True, not_null=True)
-TABLE = TableFacts("public", "t", 1, "r", "p", 1_000_000, 10**8, (ID, NAME), (), (("id",),))
+TABLE = TableFacts("public", "t", 1, "r", "p", False, 1_000_000, 10**8, (ID, NAME), (), (("id",),))
 
 
 def with_columns(*columns: Column, **changes: Any) -> TableFacts:
@@ -76,14 +78,26 @@ def test_columns_that_cannot_be_compared(target: TableFacts, wish: Wish, found: 
     assert found in error.value.found
 
 
+def test_the_key_is_hashed_too() -> None:
+    assert hashed_columns((NAME,), (ID,)) == (ID, NAME)
+    assert hashed_columns((ID, NAME), (ID,)) == (ID, NAME)
+
+
+def test_whether_no_two_rows_can_be_alike() -> None:
+    assert is_unique(TABLE, TABLE, (ID,))
+    assert not is_unique(TABLE, TABLE, (NAME,))
+    assert not is_unique(TABLE, replace(TABLE, keys=()), (ID,))
+    assert not is_unique(TABLE, replace(TABLE, inherited=True), (ID,))
+
+
 def test_a_column_excluded_by_name_may_be_on_one_side() -> None:
     assert [one.name for one in compared_columns(TABLE, with_columns(ID), Wish(exclude=("name",)))] == ["id"]
 
 
 def test_what_either_side_lacks_is_not_used() -> None:
-    target = with_columns(ID, replace(NAME, hashable=False, sendable=False, base_oid=20000))
+    target = with_columns(ID, replace(NAME, sendable=False, base_oid=20000))
     name = compared_columns(TABLE, target, Wish())[1]
-    assert (name.hashable, name.sendable, name.foreign) == (False, False, True)
+    assert (name.sendable, name.foreign) == (False, True)
 
 
 def test_the_key_is_one_that_both_have() -> None:
@@ -181,10 +195,12 @@ TEXT = Statements('"public"."t"', (ID, NAME), RowHash((ID, NAME), "record", 7), 
 
 
 def test_statements() -> None:
-    row = 'hashint8extended(hash_record_extended(ROW("id", "name" COLLATE "C"), 7), 7)'
+    linear = 'hash_record_extended(ROW("id", "id" >> 32, "name" COLLATE "C"), 7)'
+    row = f"hash_record_extended(ROW(int8send({linear})), 7)"
     assert TEXT.total(Piece(("1",), ("2", "a'b"))) == (
-        f'SELECT count(*), bit_xor({row}) FROM "public"."t" WHERE (name LIKE \'5%\')'  # noqa: S608
-        " AND (\"id\") > ('1'::bigint) AND (\"id\", \"name\") <= ('2'::bigint, 'a''b'::text)"
+        f"""SELECT count(*), bit_xor({row}) FROM "public"."t" WHERE (name LIKE '5%')"""  # noqa: S608
+        """ AND ("id") > ('1'::pg_catalog."int8")"""
+        """ AND ("id", "name") <= ('2'::pg_catalog."int8", 'a''b'::pg_catalog."text")"""
     )
     groups = TEXT.groups(Piece(), 5, (3, [1, 2]))
     assert " & 31, count(*)" in groups
@@ -192,16 +208,15 @@ def test_statements() -> None:
     assert TEXT.fetch(Piece(), None, 9).startswith(f'SELECT "id"::text, "name"::text, {row} FROM')
     assert "unnest(ARRAY['1', '2']::text[], ARRAY['a', 'b']::text[])" in TEXT.look_up([("1", "a"), ("2", "b")])
     assert TEXT.walk(("5",), 1, 100) == (
-        'SELECT "id"::text FROM "public"."t" AS walked WHERE ("id") > (\'5\'::bigint)'
+        'SELECT "id"::text FROM "public"."t" AS walked WHERE ("id") > (\'5\'::pg_catalog."int8")'
         ' ORDER BY walked."id" OFFSET 99 LIMIT 1'
     )
 
 
 def test_an_md5_is_summed_and_a_hash_xored() -> None:
     assert RowHash((ID,), "md5", 7).total.startswith("sum(('x' || left(md5(")
-    assert RowHash((ID,), "send", 7, strict=True).total.startswith(
-        "bit_xor(hashint8extended(hash_record_extended(ROW(record_"
-    )
+    assert RowHash((ID,), "send", 7, strict=True).total.startswith("bit_xor(hash_record_extended(ROW(record_send(")
+    assert RowHash((ID,), "send", 7, unique=False).total.startswith("sum(")
 
 
 def test_the_bucket_is_that_of_the_method() -> None:
