@@ -101,6 +101,8 @@ def compared_columns(source: TableFacts, target: TableFacts, wish: Wish) -> tupl
             sendable=here[name].sendable and there[name].sendable,
             collatable=here[name].collatable and there[name].collatable,
             domain=here[name].domain or there[name].domain,
+            # Numbers of one scale are hashed by their bytes, which have the scale in them.
+            type=here[name].type if here[name].type == there[name].type else here[name].base,
             # Its OID is that of a user's type where it is one on either side.
             base_oid=max(here[name].base_oid, there[name].base_oid),
         )

@@ -103,9 +103,9 @@ def _fast(column: Column, prefix: str) -> str:
         return value
     if column.base == "int8":
         return f"{value}, {value} >> 32"
-    if column.base == "numeric":
-        # One with a precision has no infinity, which the hash takes for NaN.
-        return f"{value}, {value} < 0" + (f", {value} = 'NaN'" if column.type == "numeric" or column.domain else "")
+    if column.base == "numeric" and (column.type == "numeric" or column.domain):
+        # Numbers of any scale: 1.0 and 1.00 are equal, but not the same bytes.
+        return f"{value}, {value} < 0, {value} = 'NaN'"
     return f"pg_catalog.{identifier(column.send)}({_based(column, prefix)})"
 
 

@@ -79,7 +79,8 @@ class Outcome:
     method: str = ""
     key: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    types: dict[str, str] = field(default_factory=dict)
+    hashed: tuple[Column, ...] = ()
+    types: dict[str, str] = field(default_factory=dict)  # of the target
     seed: int = 0
     strict: bool = False
     sample: list[dict[str, Any]] = field(default_factory=list)
@@ -131,7 +132,9 @@ class TableComparison:
         statements = Statements(source.sql, key, hashing, wish.where)
         outcome.division, outcome.method = division, hashing.method
         outcome.key, outcome.columns = tuple(names), tuple(column.name for column in columns)
-        outcome.types = {column.name: column.type for column in (*key, *columns)}
+        outcome.hashed = hashing.columns
+        hashed = {column.name for column in hashing.columns}
+        outcome.types = {column.name: column.type for column in target.columns if column.name in hashed}
         outcome.seed, outcome.strict = hashing.seed, hashing.strict
         search = _Search(self, statements, facts, division, outcome, (source.oid, target.oid))
         candidates = search.run()

@@ -19,7 +19,7 @@ from .._core.errors import DbopsError
 from .._core.records import RecordFile, read_records
 from .._postgresql.client import Session, connect
 from .._postgresql.compare_catalog import TableFacts, read_table
-from .._postgresql.compare_plan import Key, Statements, hashed_columns
+from .._postgresql.compare_plan import Key, Statements
 from .._postgresql.lease import HOLDERS, TAKE, lease_key
 from .._postgresql.repair_plan import CASCADES, EQUAL, TRIGGERS, Balance, Cascade, Entry, Mending, why_not
 from .._postgresql.row_hash import Column, RowHash
@@ -287,11 +287,11 @@ class _TableJob(_Job):
             column = facts.column(name)
             if column is None or column.type != type_:
                 raise _stale(f"{name} of {self.name} is {column.type if column else 'gone'}, it was {type_}")
-        self.key = tuple(self._column(name) for name in header["key"])
-        compared = tuple(self._column(name) for name in header["columns"])
+        hashed = {one["name"]: Column(**one) for one in header["hashed"]}
+        self.key = tuple(hashed[name] for name in header["key"])
         if tuple(header["key"]) not in facts.keys or facts.inherited:
             raise _stale(f"{', '.join(header['key'])} is not a unique key of {self.name}: a row cannot be told by it")
-        hashing = RowHash(hashed_columns(compared, self.key), header["method"], header["seed"], strict=header["strict"])
+        hashing = RowHash(tuple(hashed.values()), header["method"], header["seed"], strict=header["strict"])
         # Without the condition of the check: a row that does not meet it is no missing row.
         self.statements = Statements(facts.sql, self.key, hashing)
         self.cascades = [
@@ -305,12 +305,6 @@ class _TableJob(_Job):
         if triggers:
             names = ", ".join(row["name"] for row in triggers)
             work.outcome.warnings.append(f"triggers of {self.name} fire for every row that is mended: {names}")
-
-    def _column(self, name: str) -> Column:
-        column = self.facts.column(name)
-        if column is None:
-            raise _stale(f"{self.name} has no column {name}")
-        return column
 
     def _copied(self, schema: str, table: str) -> tuple[Column, ...]:
         """Those that the source has, too."""

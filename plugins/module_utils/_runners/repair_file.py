@@ -7,7 +7,7 @@ difference. Written by consistency_check, read by consistency_repair, and with w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .._core.errors import DbopsError
@@ -39,6 +39,7 @@ def table_header(
         key=list(outcome.key),
         columns=list(outcome.columns),
         types=outcome.types,
+        hashed=[asdict(column) for column in outcome.hashed],
         method=outcome.method,
         seed=outcome.seed,
         strict=outcome.strict,

@@ -264,3 +264,30 @@ def test_differences_keep_their_hashes() -> None:
 def test_groups_that_differ(source: dict[int, int], target: dict[int, int]) -> None:
     found = differing_groups([(k, 1, v) for k, v in source.items()], [(k, 1, v) for k, v in target.items()])
     assert found == sorted(k for k in {*source, *target} if source.get(k) != target.get(k))
+
+
+@pytest.mark.parametrize(
+    ("column", "fields"),
+    [
+        (Column("n", "numeric(20,8)", "numeric", 1700, "b", send="numeric_send"), 'pg_catalog."numeric_send"("n")'),
+        (Column("n", "numeric", "numeric", 1700, "b", send="numeric_send"), "\"n\", \"n\" < 0, \"n\" = 'NaN'"),
+        (Column("n", "bigint", "int8", 20, "b", send="int8send"), '"n", "n" >> 32'),
+        (Column("n", "integer", "int4", 23, "b", send="int4send"), '"n"'),
+        (Column("n", "text", "text", 25, "b", send="textsend", collatable=True), '"n" COLLATE "C"'),
+        (Column("n", "int4[]", "_int4", 1007, "b", "int4", 23, "b", send="array_send"), 'pg_catalog.array_send("n")'),
+        (Column("n", "jsonb", "jsonb", 3802, "b", send="jsonb_send"), 'pg_catalog."jsonb_send"("n")'),
+        (Column("n", "public.mood", "mood", 20000, "e", send="enum_send"), '"n"::text COLLATE "C"'),
+        (Column("n", "regclass", "regclass", 2205, "b", send="regclasssend"), '"n"::text COLLATE "C"'),
+        (Column("n", "d", "timestamptz", 1184, "b", send="timestamptz_send", domain=True),
+         'pg_catalog."timestamptz_send"("n"::pg_catalog."timestamptz")'),
+    ],
+)  # fmt: skip
+def test_a_value_goes_in_with_what_its_hash_leaves_out(column: Column, fields: str) -> None:
+    assert f"ROW({fields})" in RowHash((column,), "record", 7).row()
+
+
+def test_numbers_of_different_scales_are_numbers_of_any_scale() -> None:
+    here = with_columns(ID, Column("n", "numeric(20,8)", "numeric", 1700, "b"))
+    there = with_columns(ID, Column("n", "numeric(20,2)", "numeric", 1700, "b"))
+    assert compared_columns(here, there, Wish())[1].type == "numeric"
+    assert compared_columns(here, here, Wish())[1].type == "numeric(20,8)"
