@@ -154,11 +154,6 @@ def conversion_options() -> dict[str, Any]:
     }
 
 
-def side_options() -> dict[str, Any]:
-    """One of two servers that are compared."""
-    return login_options()
-
-
 def ledger_options() -> dict[str, Any]:
     """Accounts and their journal, by default as they are in the examples."""
     return {
@@ -206,8 +201,8 @@ def consistency_options() -> dict[str, Any]:
         "max_slot_bytes": {"type": "int", "default": 1024 * 1024 * 1024},
     }
     return {
-        "source": {"type": "dict", "required": True, "options": side_options()},
-        "target": {"type": "dict", "options": side_options()},
+        "source": {"type": "dict", "required": True, "options": login_options()},
+        "target": {"type": "dict", "options": login_options()},
         "checks": {
             "type": "list",
             "elements": "dict",
@@ -240,8 +235,8 @@ def consistency_options() -> dict[str, Any]:
 def repair_options() -> dict[str, Any]:
     """Of consistency_repair."""
     return {
-        "source": {"type": "dict", "options": side_options()},
-        "target": {"type": "dict", "required": True, "options": side_options()},
+        "source": {"type": "dict", "options": login_options()},
+        "target": {"type": "dict", "required": True, "options": login_options()},
         "state": {"type": "str", "choices": ["repaired", "undone"], "default": "repaired"},
         "plan_file": {"type": "path"},
         "undo_file": {"type": "path", "required": True},

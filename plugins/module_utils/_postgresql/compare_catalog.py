@@ -47,7 +47,6 @@ WITH RECURSIVE under (attnum, oid, typtype, typbasetype) AS (
 SELECT attname::text AS name, format_type(atttypid, atttypmod) AS type, base.typname::text AS base,
        base.oid::bigint AS base_oid, base.typtype::text AS kind,
        coalesce(element.typname::text, '') AS element, coalesce(element.oid, 0)::bigint AS element_oid,
-       coalesce(element.typtype::text, '') AS element_kind,
        base.typsend <> 0 AND coalesce(element.typsend <> 0, true) AS sendable,
        (SELECT proname::text FROM pg_proc WHERE pg_proc.oid = base.typsend) AS send, attcollation <> 0 AS collatable,
        attnotnull AND NOT EXISTS (  -- since 18 it may not be validated yet

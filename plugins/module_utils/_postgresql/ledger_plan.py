@@ -114,13 +114,6 @@ class Ledger:
         where = _where(self.accounts_where, f"({condition}) IS NOT TRUE", self._among(keys))
         return f"SELECT {names}, count(*) OVER () FROM {self.accounts}{where} ORDER BY {names} LIMIT {most}"
 
-    def size(self) -> str:
-        """One row: how many accounts, how many journal rows."""
-        return (
-            f"SELECT (SELECT count(*) FROM {self.accounts}{_where(self.accounts_where)}),"
-            f" (SELECT count(*) FROM {self.journal}{_where(self._completed, self.journal_where)})"
-        )
-
 
 def _any(column: str, values: Sequence[str]) -> str:
     listed = ", ".join(literal(value) for value in values)

@@ -40,10 +40,9 @@ SELECT tgname::text AS name FROM pg_trigger
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a plan: what the check saw. ``difference``: missing, extra, changed. Hashes; empty: no such row."""
+    """One row of a plan: the hashes that the check saw; empty: no such row."""
 
     key: Key
-    difference: str
     source: str
     target: str
 
@@ -107,7 +106,7 @@ class Mending:
         """Makes the row with ``key`` what ``row`` says: None removes it; ``present``: whether there is one."""
         table = _escaped(self.table)
         if row is None:
-            return f"DELETE FROM {table} WHERE {self._at()}", list(key)
+            return f"DELETE FROM {table} WHERE {_at(self.key)}", list(key)
         if not present:
             given = [column for column in self.columns if column.name in row]
             names = ", ".join(_escaped(column.sql) for column in given)
@@ -118,11 +117,12 @@ class Mending:
         keys = {column.name for column in self.key}
         changed = [column for column in self.columns if column.name in self.compared and column.name not in keys]
         values = ", ".join(f"{_escaped(column.sql)} = %s" for column in changed)
-        text = f"UPDATE {table} SET {values} WHERE {self._at()}"
+        text = f"UPDATE {table} SET {values} WHERE {_at(self.key)}"
         return text, [*(row[column.name] for column in changed), *key]
 
-    def _at(self) -> str:
-        return " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.cast)}" for column in self.key)
+
+def _at(key: Sequence[Column]) -> str:
+    return " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.cast)}" for column in key)
 
 
 def _escaped(text: str) -> str:
@@ -155,8 +155,7 @@ class Balance:
         shown = ", ".join(
             f"{_escaped(identifier(name)) if name else 'NULL'}::text AS {alias}" for alias, name in columns.items()
         )
-        at = " AND ".join(f"{_escaped(column.sql)} = %s::{_escaped(column.cast)}" for column in self.key)
-        return f"SELECT {shown} FROM {_escaped(self.accounts)} WHERE {at} FOR UPDATE"
+        return f"SELECT {shown} FROM {_escaped(self.accounts)} WHERE {_at(self.key)} FOR UPDATE"
 
     def write(self, key: Key, total: str, whole: str, version: str | None) -> Statement:
         """The balance becomes ``total``, and available what the reservations, which stay, leave of ``whole``."""
@@ -167,7 +166,7 @@ class Balance:
         if self.available and self.reserved:
             sets.append(f"{available} = %s::numeric - {reserved}")
             values.append(whole)
-        at = [f"{_escaped(column.sql)} = %s::{_escaped(column.type)}" for column in self.key]
+        at = [_at(self.key)]
         values += list(key)
         if self.version:
             sets.append(f"{counter} = {counter} + 1")

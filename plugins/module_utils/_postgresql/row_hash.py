@@ -49,7 +49,6 @@ class Column:
     kind: str
     element: str = ""
     element_oid: int = 0
-    element_kind: str = ""
     sendable: bool = True
     collatable: bool = False
     not_null: bool = False
@@ -74,8 +73,8 @@ class Column:
         return f"pg_catalog.{identifier(self.base)}"
 
 
-def _text(column: Column, prefix: str) -> str:
-    return f'{prefix}{column.sql}::text COLLATE "C"'
+def _text(column: Column) -> str:
+    return f'{column.sql}::text COLLATE "C"'
 
 
 def _by_text(column: Column) -> bool:
@@ -89,11 +88,11 @@ _WHOLE = (
 )
 
 
-def _fast(column: Column, prefix: str) -> str:
+def _fast(column: Column) -> str:
     """One field or several."""
-    value = prefix + column.sql
+    value = column.sql
     if _by_text(column) or not column.sendable:
-        return _text(column, prefix)
+        return _text(column)
     if column.element:
         return f"pg_catalog.array_send({value})"
     if column.base in _TEXTS:
@@ -106,26 +105,26 @@ def _fast(column: Column, prefix: str) -> str:
     if column.base == "numeric" and (column.type == "numeric" or column.domain):
         # Numbers of any scale: 1.0 and 1.00 are equal, but not the same bytes.
         return f"{value}, {value} < 0, {value} = 'NaN'"
-    return f"pg_catalog.{identifier(column.send)}({_based(column, prefix)})"
+    return f"pg_catalog.{identifier(column.send)}({_based(column)})"
 
 
-def _based(column: Column, prefix: str) -> str:
+def _based(column: Column) -> str:
     """A domain's OID, which the binary form of a row has in it, is another on another server."""
-    return f"{prefix}{column.sql}::{column.cast}" if column.domain else prefix + column.sql
+    return f"{column.sql}::{column.cast}" if column.domain else column.sql
 
 
-def _strict(column: Column, prefix: str) -> str:
-    return _text(column, prefix) if _by_text(column) or not column.sendable else _based(column, prefix)
+def _strict(column: Column) -> str:
+    return _text(column) if _by_text(column) or not column.sendable else _based(column)
 
 
-def _equal(column: Column, prefix: str) -> str:
+def _equal(column: Column) -> str:
     """Of 13, which has no hash of a row: the binary form, after what ``fast`` calls equal was made equal."""
     if not column.element and not column.foreign:
         if column.base == "numeric":
-            return f"trim_scale({prefix}{column.sql})"
+            return f"trim_scale({column.sql})"
         if column.base in ("float4", "float8"):
-            return f"{prefix}{column.sql} + 0"  # -0.0 becomes 0.0
-    return _strict(column, prefix)
+            return f"{column.sql} + 0"  # -0.0 becomes 0.0
+    return _strict(column)
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,14 @@ class RowHash:
     strict: bool = False
     unique: bool = True
 
-    def row(self, prefix: str = "") -> str:
-        """bigint, of one row; ``prefix`` such as ``t.`` stands before the names."""
+    def row(self) -> str:
+        """bigint, of one row."""
         if self.method == "record":
-            fields = ", ".join(_fast(column, prefix) for column in self.columns)
+            fields = ", ".join(_fast(column) for column in self.columns)
             linear = f"hash_record_extended(ROW({fields}), {self.seed})"
             return f"hash_record_extended(ROW(int8send({linear})), {self.seed})"
         form = _strict if self.strict or self.method == "send" else _equal
-        sent = f"record_send(ROW({', '.join(form(column, prefix) for column in self.columns)}))"
+        sent = f"record_send(ROW({', '.join(form(column) for column in self.columns)}))"
         if self.method == "send":
             return f"hash_record_extended(ROW({sent}), {self.seed})"
         return f"('x' || left(md5({sent}), 16))::bit(64)::bigint"
@@ -158,26 +157,26 @@ class RowHash:
         return f"{'bit_xor' if self.unique and self.method != 'md5' else 'sum'}({self.row()})"
 
 
-def bucket(key: Sequence[Column], method: str, seed: int, prefix: str = "") -> str:
+def bucket(key: Sequence[Column], method: str, seed: int) -> str:
     """bigint, of the key, for dividing rows into groups that are the same on both sides."""
     if method == "md5":
-        texts = ", ".join(key_text(column, prefix) for column in key)
+        texts = ", ".join(key_text(column) for column in key)
         return f"('x' || left(md5(ROW({texts})::text), 16))::bit(64)::bigint"
     [first, *others] = key
     if not others and not first.element:
         if first.base in ("int2", "int4", "int8") and not first.foreign:
-            return f"hashint8extended({prefix}{first.sql}, {seed})"
+            return f"hashint8extended({first.sql}, {seed})"
         if first.base in _TEXTS and not first.foreign:
-            return f"hashtextextended({_text(first, prefix)}, {seed})"
-    fields = ", ".join(_fast(column, prefix) for column in key)
+            return f"hashtextextended({_text(first)}, {seed})"
+    fields = ", ".join(_fast(column) for column in key)
     return f"hashint8extended(hash_record_extended(ROW({fields}), {seed}), {seed})"
 
 
-def key_text(column: Column, prefix: str = "") -> str:
+def key_text(column: Column) -> str:
     """A key's column as text that is the same for keys that are equal, and that can be cast back."""
     if column.base == "numeric" and not column.element:
-        return f"trim_scale({prefix}{column.sql})::text"
-    return f"{prefix}{column.sql}::text"
+        return f"trim_scale({column.sql})::text"
+    return f"{column.sql}::text"
 
 
 def method_of(version_a: int, version_b: int, probe_a: Any, probe_b: Any, *, strict: bool) -> str:

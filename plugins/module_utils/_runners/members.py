@@ -41,6 +41,16 @@ def endpoint(options: dict[str, Any]) -> Endpoint:
     )
 
 
+def refuse_pooler(session: Session) -> None:
+    """Raises DbopsError where this is not the server itself: locks and settings of a session do not stay with it."""
+    if session.raw.get_backend_pid() != session.value("SELECT pg_backend_pid()"):
+        raise DbopsError(
+            found=f"{session.endpoint.label} is a pooler, not a server",
+            expected="a direct connection: locks and settings of a session have to stay with it",
+            remedy="give login_host and login_port of the server itself",
+        )
+
+
 def members(nodes: Iterable[dict[str, Any]]) -> dict[str, Member]:
     """By name. Raises DbopsError where a name stands twice."""
     result: dict[str, Member] = {}

@@ -20,12 +20,12 @@ from .._core.records import RecordFile, read_records
 from .._postgresql.client import Session, connect
 from .._postgresql.compare_catalog import TableFacts, read_table
 from .._postgresql.compare_plan import Key, Statements
-from .._postgresql.lease import HOLDERS, TAKE, lease_key
 from .._postgresql.repair_plan import CASCADES, EQUAL, TRIGGERS, Balance, Cascade, Entry, Mending, why_not
 from .._postgresql.row_hash import Column, RowHash
 from .._postgresql.session_settings import SAME_EVERYWHERE, UNLIMITED, set_all
 from .ledger_check import ledger_of
 from .repair_file import VERSION, Section, sections
+from .table_work import hold_lease
 from .two_sides import CALL_SECONDS, LOGIN_SECONDS, Side
 
 LOCK_TIMEOUT = "5s"
@@ -135,15 +135,9 @@ class _Repair:
         return self.outcome
 
     def _take_lease(self) -> None:
-        key = lease_key(f"consistency_repair.{self.target.endpoint.dbname}")
         self._lease = self._connect()
-        if not self._lease.value(TAKE, key):
-            who = "; ".join(f"pid {row['pid']} (from {row['client']})" for row in self._lease.rows(HOLDERS, key))
-            raise DbopsError(
-                found=f"another repair works on this database: {who or 'unknown'}",
-                expected="one at a time",
-                remedy="wait for it to end (a cancelled AWX job leaves its module running), then check again",
-            )
+        name = self.target.endpoint.dbname
+        hold_lease(self._lease, f"consistency_repair.{name}", what=f"repairs of database {name}")
 
     # -- before anything is touched
 
@@ -327,7 +321,7 @@ class _TableJob(_Job):
         if self.work.source is None:
             raise AssertionError("refused before")
         wanted = self._found(self.work.source.look(self.statements.look_up([key], self.copied)), self.copied)
-        seen = Entry(key, entry["difference"], entry["source"], entry["target"])
+        seen = Entry(key, entry["source"], entry["target"])
         why = why_not(seen, [row.hash for row in wanted], [row.hash for row in now])
         if why:
             return why
@@ -395,7 +389,6 @@ class _LedgerJob(_Job):
         if facts is None:
             raise _stale(f"the target has no table {words['accounts']}")
         self.name = facts.full_name
-        self.conditions = list(words["conditions"])
         key = tuple(column for name in words["key"] if (column := facts.column(name)) is not None)
         self.balance = Balance(
             facts.sql,
@@ -449,7 +442,7 @@ class _LedgerJob(_Job):
                 return "something (a trigger?) made another balance of it"
             if not self.work.undoing and self._off(key) is not None:
                 return "it would still not be the sum of its journal (a column with fewer digits?)"
-            broken = [] if self.work.undoing else [text for text in self.conditions if self._breaks(text, key)]
+            broken = [] if self.work.undoing else [text for text in self.ledger.conditions if self._breaks(text, key)]
             return f"the account would not meet {broken[0]}" if broken else ""
 
         return _Change(what, self.balance.write(key, wanted, whole, now["version"]), undo, verify)

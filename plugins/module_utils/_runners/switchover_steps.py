@@ -7,6 +7,7 @@ before the point of no return, an ``undo_<step>``. Both are idempotent: a killed
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from .._core.clock import Deadline, wait_until
@@ -191,7 +192,13 @@ class SwitchoverSteps(PromotionSteps):
         if self.plan.fill_segment:
             # Without the primary's to begin from it would do nothing. What was written must not be on its way when the
             # pause begins either; where it takes longer than this the proof waits for it.
-            self._replayed_soon(self._written(primary))
+            with suppress(DbopsError):
+                self.await_replay(
+                    self._written(primary) - PAGE_HEADER_BYTES,
+                    deadline=Deadline.after(self.clock, FILL_SECONDS),
+                    what="the candidate has replayed what filled the segment",
+                    remedy="nothing: the proof waits for it",
+                )
             candidate.run("CHECKPOINT", deadline=deadline)
 
     @staticmethod
@@ -206,14 +213,6 @@ class SwitchoverSteps(PromotionSteps):
                 primary.run(statement, parameters)
         except DbopsError as error:
             self.warnings.append(f"the WAL segment was not filled, so the pause takes longer: {error.found}")
-
-    def _replayed_soon(self, written: int) -> None:
-        candidate, patience = self.sessions.to(self.plan.candidate), Deadline.after(self.clock, FILL_SECONDS)
-        while not patience.passed():
-            text = candidate.value("SELECT pg_last_wal_replay_lsn()::text")
-            if text is None or parse_lsn(text) + PAGE_HEADER_BYTES >= written:
-                return
-            self.clock.sleep(POLL_SECONDS)
 
     def _prepare_poolers(self) -> None:
         for name, console in self.consoles.items():

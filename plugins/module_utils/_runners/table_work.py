@@ -23,7 +23,7 @@ from .._postgresql.lease import HOLDERS, TAKE, lease_key
 from .._postgresql.locks import Statement, strongest
 from .._postgresql.partition_steps import Transaction
 from .._postgresql.session_settings import SAME_EVERYWHERE, UNLIMITED, set_all
-from .members import endpoint
+from .members import endpoint, refuse_pooler
 
 LOGIN_SECONDS = 10.0
 LONG_SECONDS = 30 * 24 * 3600.0  # what has no limit of its own
@@ -32,6 +32,23 @@ CALL_SECONDS = 60.0  # for reads of the catalog and brief DDL; what takes long h
 
 # The session that holds the lease is idle for as long as the others work.
 _SESSION = {**SAME_EVERYWHERE, **UNLIMITED}
+
+
+def hold_lease(session: Session, name: str, *, what: str) -> None:
+    """Raises DbopsError where another run has it. It is tried for a moment, because the server may not have noticed yet
+    that the session of the run before is closed."""
+    key = lease_key(name)
+    deadline = Deadline.after(session.clock, LEASE_SECONDS)
+    while not session.value(TAKE, key):
+        if deadline.passed():
+            holders = session.rows(HOLDERS, key)
+            who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holders)
+            raise DbopsError(
+                found=f"another run works on {what}: {who or 'unknown'}",
+                expected=f"one run on {what} at a time",
+                remedy="wait for that run to end (a cancelled AWX job leaves its module running), then run again",
+            )
+        session.clock.sleep(0.05)
 
 
 def planned(name: str, summary: str, statements: Sequence[Statement]) -> PlannedStep:
@@ -60,12 +77,7 @@ class TableWork:
 
     def __enter__(self) -> TableWork:
         self.session = self.connect()
-        if self.session.raw.get_backend_pid() != self.session.value("SELECT pg_backend_pid()"):
-            raise DbopsError(
-                found=f"{self.endpoint.label} is a pooler, not a server",
-                expected="a direct connection: locks and settings of a session have to stay with it",
-                remedy="give login_host and login_port of the server itself",
-            )
+        refuse_pooler(self.session)
         if self.session.value("SELECT pg_is_in_recovery()"):
             raise DbopsError(
                 found=f"{self.endpoint.label} is a standby",
@@ -96,22 +108,8 @@ class TableWork:
         """One run on a table at a time. The lock is held by a session that does nothing else: a session that waited for
         it, or held it in a transaction, would keep concurrent index builds waiting. It is tried for a moment, because
         the server may not have noticed yet that the session of the run before is closed."""
-        key = lease_key(f"{self.endpoint.dbname}.{table}")
         self._lease = self.connect()
-        deadline = Deadline.after(self.clock, LEASE_SECONDS)
-        while not self._lease.value(TAKE, key):
-            if deadline.passed():
-                raise self._taken(table, self._lease.rows(HOLDERS, key))
-            self.clock.sleep(0.05)
-
-    @staticmethod
-    def _taken(table: str, holders: list[dict[str, Any]]) -> DbopsError:
-        who = "; ".join(f"pid {row['pid']} ({row['application_name']}, from {row['client']})" for row in holders)
-        return DbopsError(
-            found=f"another run works on {table}: {who or 'unknown'}",
-            expected="one run on a table at a time",
-            remedy="wait for that run to end (a cancelled AWX job leaves its module running), then run again",
-        )
+        hold_lease(self._lease, f"{self.endpoint.dbname}.{table}", what=table)
 
     def printed(self, step: PlannedStep, statements: Sequence[Statement], *, look: bool) -> dict[str, Any]:
         """A step as the result has it. ``look``: with who would block each statement right now."""

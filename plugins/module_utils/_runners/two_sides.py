@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from .._core.clock import Clock, Deadline
+from .._core.clock import Clock, Deadline, wait_until
 from .._core.errors import DbopsError
 from .._postgresql.client import Session, connect
-from .._postgresql.lsn import parse_lsn
+from .._postgresql.lsn import format_lsn, parse_lsn
 from .._postgresql.session_settings import READ_ONLY, SAME_EVERYWHERE, UNLIMITED, set_all
-from .members import endpoint
+from .members import endpoint, refuse_pooler
 
 T = TypeVar("T")
 
@@ -38,7 +38,10 @@ SELECT (SELECT system_identifier FROM pg_control_system()) AS system, pg_is_in_r
                      THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END) AS timeline,
        current_database()::text AS database, pg_postmaster_start_time()::text AS started
 """
-_SUBSCRIBED = "SELECT subslotname::text FROM pg_subscription WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"  # noqa: E501
+_SUBSCRIBED = """
+SELECT subslotname::text FROM pg_subscription
+ WHERE subenabled AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 _SLOTS = """
 SELECT slot_name::text FROM pg_replication_slots
  WHERE slot_type = 'logical' AND database = current_database() AND slot_name = ANY(%s)
@@ -52,9 +55,6 @@ _LAG = """
 SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)), 0)::bigint AS lag
   FROM pg_stat_replication WHERE NOT pg_is_in_recovery()
 """
-_LOSES_SNAPSHOT = (
-    "with snapshot: run a standby must not cancel long reads (hot_standby_feedback, max_standby_streaming_delay)"
-)
 
 
 def _passing(error: DbopsError) -> bool:
@@ -90,12 +90,7 @@ class Side:
             self.endpoint, clock=self.clock, timeout=LOGIN_SECONDS, application_name="dbops consistency_check"
         )
         session.timeout = CALL_SECONDS
-        if session.raw.get_backend_pid() != session.value("SELECT pg_backend_pid()"):
-            raise DbopsError(
-                found=f"{self.endpoint.label} is a pooler, not a server",
-                expected="a direct connection: settings of a session have to stay with it",
-                remedy="give login_host and login_port of the server itself",
-            )
+        refuse_pooler(session)
         session.run(set_all(self._settings, session.raw.server_version))
         self._opened.append(session)
         return session
@@ -202,16 +197,15 @@ class Link:
         if self.kind == "none":
             return
         wanted = parse_lsn(self.leader.ask(lambda session: session.value(_WRITTEN)))
-        deadline = Deadline.after(self.leader.clock, self.lag_timeout)
-        while (applied := self._applied()) < wanted:
-            if deadline.passed():
-                raise DbopsError(
-                    found=f"after {self.lag_timeout:g} s {self.follower.name} is {wanted - applied} bytes behind"
-                    f" {self.leader.name}",
-                    expected="replication that catches up, so that differences can be told from delay",
-                    remedy="look at the replication (paused? stopped? slow?), or raise lag_timeout",
-                )
-            self.leader.clock.sleep(POLL_SECONDS)
+        wait_until(
+            lambda: format_lsn(self._applied()),
+            lambda applied: parse_lsn(applied) >= wanted,
+            deadline=Deadline.after(self.leader.clock, self.lag_timeout),
+            interval=POLL_SECONDS,
+            what=f"{self.follower.name} has applied {format_lsn(wanted)}, where {self.leader.name} was, so that"
+            " differences can be told from delay",
+            remedy="look at the replication (paused? stopped? slow?), or raise lag_timeout",
+        )
 
     def _applied(self) -> int:
         if self.kind == "physical":
@@ -242,7 +236,7 @@ def find_link(source: Side, target: Side, *, lag_timeout: float) -> Link:
         slots = [row[0] for row in follower.look(_SUBSCRIBED) if row[0]]
         found = leader.ask(partial(_slots, slots=slots)) if slots else []
         names = [row["slot_name"] for row in found]
-        if names and leader is not follower:
+        if names:
             return Link("logical", leader, follower, names, lag_timeout)
     return Link("none", source, target, [], lag_timeout)
 
@@ -259,16 +253,13 @@ class Throttle:
         self._duty = duty_percent
         self._most = max_lag_bytes
         self._clock = clock
-        self.seconds = 0.0
 
     def after(self, worked: float) -> None:
         """``worked``: seconds that the piece took."""
-        began = self._clock.monotonic()
         if self._duty < 100:
             self._clock.sleep(worked * (100 / self._duty - 1))
         while self._most and max(side.submit(side.ask, _lag).result() for side in self._sides) > self._most:
             self._clock.sleep(0.25)
-        self.seconds += self._clock.monotonic() - began
 
 
 @contextmanager

@@ -277,7 +277,7 @@ def test_two_repairs_at_once(mended: Mended) -> None:
         second = mended.repair(undo_file=str(mended.directory / "second.jsonl"))
         cursor.execute("ROLLBACK")
     from_psycopg.close()
-    assert "another repair works on this database" in second["msg"]
+    assert "another run works on repairs of database" in second["msg"]
     assert first.result()["mended"] == 5
 
 

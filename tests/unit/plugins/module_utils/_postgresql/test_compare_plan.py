@@ -274,7 +274,7 @@ def test_groups_that_differ(source: dict[int, int], target: dict[int, int]) -> N
         (Column("n", "bigint", "int8", 20, "b", send="int8send"), '"n", "n" >> 32'),
         (Column("n", "integer", "int4", 23, "b", send="int4send"), '"n"'),
         (Column("n", "text", "text", 25, "b", send="textsend", collatable=True), '"n" COLLATE "C"'),
-        (Column("n", "int4[]", "_int4", 1007, "b", "int4", 23, "b", send="array_send"), 'pg_catalog.array_send("n")'),
+        (Column("n", "int4[]", "_int4", 1007, "b", "int4", 23, send="array_send"), 'pg_catalog.array_send("n")'),
         (Column("n", "jsonb", "jsonb", 3802, "b", send="jsonb_send"), 'pg_catalog."jsonb_send"("n")'),
         (Column("n", "public.mood", "mood", 20000, "e", send="enum_send"), '"n"::text COLLATE "C"'),
         (Column("n", "regclass", "regclass", 2205, "b", send="regclasssend"), '"n"::text COLLATE "C"'),
